@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""What a chain costs per packet, in exact guest instructions, on each kernel of the matrix.
+
+The thesis's three programs (IPv6/TCP filter, metrics, log) as links made by bpfchain-transform,
+beside the same three chained by hand: `bench/manual/` is the corpus source with `return XDP_PASS`
+made into a tail call, and this script refuses to measure where anything else differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.kernels.fetch import ARCHES, KERNELS, FetchError, fetch_kernel
+from bench.kernels.matrix import Boot, Job, Link, MatrixError, boot_jobs
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ROOT / "corpus" / "programs"
+MANUAL = ROOT / "bench" / "manual"
+RESULT = ROOT / ".build" / "bench" / "cost.json"
+
+# Object and program of each link, in order; the last one is not changed by hand.
+CHAIN = (("filter", "filter"), ("metrics", "metrics"), ("log", "log_tcp"))
+BASELINE = ("always_pass", "always_pass")
+
+XDP_PASS = 2
+LIMIT = 1.02  # chain / manual, for the packet that passes all three links
+
+# Ways to chain with bpfchain-transform: name -> its options. `chain` is the one the limit is for.
+WAYS: Mapping[str, Sequence[str]] = {
+    "chain": (),
+    "subprog": ("--strategy", "subprog"),
+}
+
+BEGIN, END = "/* chained by hand: begin */\n", "/* chained by hand: end */\n\n"
+
+
+class CostError(Exception):
+    """A chain cannot be built or did not do its work; the text is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A packet and what the log link must do with it: records per run (0 or 1)."""
+
+    data: bytes
+    records: int
+
+
+def _frame(ethertype: int, network: bytes) -> bytes:
+    return bytes.fromhex("020000000002 020000000001") + struct.pack("!H", ethertype) + network
+
+
+def packets() -> dict[str, Packet]:
+    """The measured packets: one goes all the way through each link, one is of no interest to two.
+
+    Checksums are zero: none of the programs looks at them.
+    """
+    tcp = struct.pack("!HHIIBBHHH", 40000, 443, 1, 0, 0x50, 0x18, 8192, 0, 0) + b"x" * 32
+    nodes = bytes.fromhex("20010db8" + "00" * 11 + "01" + "20010db8" + "00" * 11 + "02")
+    ipv6 = struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64) + nodes + tcp
+    udp = struct.pack("!HHHH", 40000, 53, 40, 0) + b"x" * 32
+    ipv4 = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0)
+    ipv4 += bytes((192, 0, 2, 1, 192, 0, 2, 2)) + udp
+    return {
+        "ipv6-tcp": Packet(_frame(0x86DD, ipv6), 1),
+        "ipv4-udp": Packet(_frame(0x0800, ipv4), 0),
+    }
+
+
+def without_chaining(source: str) -> str:
+    """The source of a hand-made link with its tail calls taken out again."""
+    head, begin, rest = source.partition(BEGIN)
+    block, end, body = rest.partition(END)
+    if not begin or not end or "bpf_tail_call" not in block:
+        raise CostError("no block `chained by hand` with a tail call in it")
+    return head + body.replace("return next(ctx);", "return XDP_PASS;")
+
+
+def check_manual() -> None:
+    """Raise CostError where a hand-made link is more than its corpus source plus tail calls."""
+    for index, (name, _) in enumerate(CHAIN[:-1]):
+        source = (MANUAL / f"{name}.c").read_text()
+        try:
+            same = without_chaining(source) == (PROGRAMS / f"{name}.c").read_text()
+        except CostError as error:
+            raise CostError(f"bench/manual/{name}.c: {error}") from None
+        if not same:
+            raise CostError(
+                f"bench/manual/{name}.c differs from corpus/programs/{name}.c in more than its"
+                " tail calls: copy the corpus source again and chain it"
+            )
+        if f"bpf_tail_call(ctx, &bpfchain_slots, {index + 1});" not in source:
+            raise CostError(f"bench/manual/{name}.c does not tail-call slot {index + 1}")
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        # A traceback says it at its end, everything else in its first line.
+        last = -1 if lines[0].startswith("Traceback") else 0
+        raise CostError(f"{what}: {lines[last]}")
+
+
+def build_manual(folder: Path) -> list[Link]:
+    """Compile the hand-made links as the corpus objects are compiled; the last one is the corpus's.
+
+    The corpus Makefile's flags count for cost in -O2, -g and -mcpu=v2 only.
+    """
+    check_manual()
+    asm = sorted(Path("/usr/include").glob("*-linux-gnu*/asm/types.h"))
+    if not asm:
+        raise CostError("no asm/types.h: apt-get install linux-libc-dev")
+    includes = [f"-I{PROGRAMS / 'include'}", f"-I{asm[0].parents[1]}"]
+    links = []
+    for index, (name, program) in enumerate(CHAIN):
+        target = PROGRAMS / "el" / f"{name}.o"
+        if index < len(CHAIN) - 1:
+            target = folder / f"manual-{name}.o"
+            flags = ["-target", "bpfel", "-mcpu=v2", "-g", "-O2", "-Wall", "-Werror", *includes]
+            source = MANUAL / f"{name}.c"
+            _run(["clang", *flags, "-c", str(source), "-o", str(target)], f"clang {name}.c")
+        links.append(Link(target, {program: index}))
+    return links
+
+
+def build_chain(folder: Path, way: str, options: Sequence[str]) -> list[Link]:
+    """Transform the corpus objects into links with bpfchain-transform and the given options."""
+    links = []
+    for index, (name, program) in enumerate(CHAIN):
+        target = folder / f"{way}-{name}.o"
+        command = [sys.executable, "-m", "bpfchain.cli.transform_main"]
+        command += [str(PROGRAMS / "el" / f"{name}.o"), "--index", str(index), "-o", str(target)]
+        command += ["--last"] * (index == len(CHAIN) - 1)
+        _run([*command, *options], f"bpfchain-transform {name}.o")
+        links.append(Link(target, {program: index}))
+    return links
+
+
+def build_ways(folder: Path) -> tuple[dict[str, list[Link]], dict[str, str]]:
+    """All chains to measure, and for those that cannot be built the reason."""
+    name, program = BASELINE
+    ways = {
+        "baseline": [Link(PROGRAMS / "el" / f"{name}.o", {program: 0})],
+        "manual": build_manual(folder),
+    }
+    failed = {}
+    for way, options in WAYS.items():
+        try:
+            ways[way] = build_chain(folder, way, options)
+        except CostError as error:
+            failed[way] = str(error)
+    return ways, failed
+
+
+def check_result(job: Job, packet: Packet, result: Mapping[str, int | str]) -> str:
+    """What is wrong with a result, or nothing: every link must have done its work."""
+    if "error" in result:
+        return str(result["error"])
+    if result["retval"] != XDP_PASS:
+        return f"returned {result['retval']}, not XDP_PASS"
+    if len(job.links) > 1 and result["records"] != packet.records * job.repeat:
+        return f"{result['records']} log records from {job.repeat} packets"
+    if int(result["hits"]) < 2:
+        return f"not settled: {result['ns']} instructions in one round of {job.rounds} only"
+    return ""
+
+
+def measure(
+    ways: Mapping[str, Sequence[Link]], kernels: Sequence[str], arch: str
+) -> tuple[dict[str, Boot], dict[str, dict[str, dict[str, int | str]]]]:
+    """Boot the kernels; {kernel: {packet: {way: instructions or what went wrong}}}."""
+    jobs = {
+        (packet_name, way): Job(f"{packet_name}/{way}", links, packet.data)
+        for packet_name, packet in packets().items()
+        for way, links in ways.items()
+    }
+    boots = boot_jobs(list(jobs.values()), kernels, arch)
+    table: dict[str, dict[str, dict[str, int | str]]] = {}
+    for kernel, boot in boots.items():
+        for (packet_name, way), job in jobs.items():
+            result = boot.results[job.name]
+            wrong = check_result(job, packets()[packet_name], result)
+            row = table.setdefault(kernel, {}).setdefault(packet_name, {})
+            row[way] = wrong or int(result["ns"])
+    return boots, table
+
+
+def _cell(value: int | str, manual: int | str) -> str:
+    if isinstance(value, str):
+        return "failed"
+    if isinstance(manual, str):
+        return str(value)
+    return f"{value} ({value / manual:.3f})"
+
+
+def print_table(table: Mapping[str, Mapping[str, Mapping[str, int | str]]]) -> None:
+    """One table per packet: kernel x way, instructions and their ratio to manual."""
+    for packet in packets():
+        ways = list(next(iter(table.values()))[packet])
+        print(f"{packet}: guest instructions per packet (ratio to manual)")
+        print("  kernel  " + "".join(f"{way:>16}" for way in ways))
+        for kernel, rows in table.items():
+            row = rows[packet]
+            cells = [_cell(row[way], row["manual"]) for way in ways]
+            print(f"  {kernel:8}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+def find_failures(
+    table: Mapping[str, Mapping[str, Mapping[str, int | str]]], limit: float
+) -> list[str]:
+    """One line for each measurement that failed and each kernel where the chain costs too much."""
+    lines = []
+    for kernel, rows in table.items():
+        for packet, row in rows.items():
+            for way, value in row.items():
+                if isinstance(value, str):
+                    lines.append(f"{kernel} {packet} {way}: {value}")
+        chain, manual = rows["ipv6-tcp"].get("chain"), rows["ipv6-tcp"]["manual"]
+        if isinstance(chain, int) and isinstance(manual, int) and chain > limit * manual:
+            lines.append(
+                f"{kernel}: the chain costs {chain} instructions, manual {manual}:"
+                f" {chain / manual:.3f} times, allowed {limit}"
+            )
+    return lines
+
+
+def _first_line(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return re.split(r"\n", done.stdout)[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON; 1 where something failed or costs too much."""
+    parser = argparse.ArgumentParser(description="instructions per packet of a chain of three")
+    parser.add_argument("--kernels", default=",".join(KERNELS), help="default: %(default)s")
+    parser.add_argument("--arch", choices=sorted(ARCHES), default="x86_64")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, default=RESULT)
+    options = parser.parse_args(arguments)
+    kernels = options.kernels.split(",")
+    try:
+        with tempfile.TemporaryDirectory(prefix="bpfchain-cost-") as scratch:
+            ways, unbuilt = build_ways(Path(scratch))
+            boots, table = measure(ways, kernels, options.arch)
+        images = {kernel: fetch_kernel(kernel, options.arch) for kernel in kernels}
+    except CostError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 3
+    except (MatrixError, FetchError) as error:
+        print(f"host: {error}", file=sys.stderr)
+        return 5
+    print_table(table)
+    failures = [f"{way}: {why}" for way, why in unbuilt.items()]
+    failures += find_failures(table, options.limit)
+    document = {
+        "unit": "guest instructions per packet",
+        "arch": options.arch,
+        "limit": options.limit,
+        "qemu": _first_line([f"qemu-system-{options.arch}", "--version"]),
+        "clang": _first_line(["clang", "--version"]),
+        "kernels": {
+            kernel: {
+                "release": boots[kernel].release,
+                "version": images[kernel].version,
+                "seconds": round(boots[kernel].seconds, 1),
+                "packets": table[kernel],
+            }
+            for kernel in kernels
+        },
+        "failures": failures,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    for line in failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

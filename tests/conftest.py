@@ -1,0 +1,54 @@
+"""Fixtures for all tests: the kernel of this machine, and a bpffs that nobody else sees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.kernel import BPFFS, REQUIRE, enter_private_mounts, why_unusable
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A skip always says why: as if -rs were given."""
+    if "s" not in config.option.reportchars:
+        config.option.reportchars += "s"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_mounts() -> str:
+    """Moves the test process away from the host's bpffs; why that failed, empty if it did not.
+
+    Of all tests, so that no pin that a library makes on its own is left on the host.
+    """
+    if os.geteuid() != 0:
+        return "a private bpffs needs root"
+    try:
+        enter_private_mounts()
+    except OSError as error:
+        return f"no private bpffs: {error}"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def kernel(private_mounts: str) -> None:
+    """The test needs a kernel that loads BPF: it is skipped, or with BPFCHAIN_REQUIRE_KERNEL=1 it
+    fails, saying why, where there is none."""
+    reason = why_unusable() or private_mounts
+    if not reason:
+        return
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(f"{reason} ({REQUIRE}=1)", pytrace=False)
+    pytest.skip(f"{reason} (set {REQUIRE}=1 to make this a failure)")
+
+
+@pytest.fixture
+def bpffs(kernel: None) -> Iterator[Path]:
+    """An empty folder in the private bpffs, removed with all pins in it."""
+    folder = BPFFS / f"test_{uuid.uuid4().hex}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)

@@ -1,0 +1,71 @@
+"""Early refusals: programs that cannot be links without changing what they, or others, do.
+
+Each rule names the hazard of research/loaders-and-verifier.md or the trial of design-trials.md that
+showed it (DESIGN section 3, "Refuse early").
+"""
+
+from __future__ import annotations
+
+from .btf import Btf, Kind
+from .elf import Object
+from .errors import RefusedError
+from .link import Link
+from .program import Code, Function, Reach, references_to
+
+__all__ = ["check_hazards", "check_program"]
+
+_OVERRIDE_RETURN = 58
+
+
+def check_program(
+    obj: Object, program: Function, code: Code, reach: Reach, btf: Btf | None
+) -> None:
+    """Raise RefusedError for a program that must not be patched."""
+    for name in sorted(reach.kfuncs):
+        if name.startswith("bpf_xdp_metadata_"):
+            raise RefusedError(
+                f"{program.what} calls {name}: it is bound to a device, and such programs take no part "
+                "in tail calls"
+            )
+        if name == "bpf_throw":
+            raise RefusedError(
+                f"{program.what} can call bpf_throw, which leaves it past anything that is added"
+            )
+    if _OVERRIDE_RETURN in reach.helpers:
+        raise RefusedError(
+            f"{program.what} calls bpf_override_return: the kernel lets no such program be tail-called"
+        )
+    if btf is not None:
+        for tag in btf.types:
+            if tag.kind == Kind.DECL_TAG and btf.name(tag.name_offset).startswith("exception_callback:"):
+                target = btf.type(tag.size_or_type)
+                if btf.name(target.name_offset) == program.name:
+                    raise RefusedError(f"{program.what} has an exception callback, run past what is added")
+    for section, offset in references_to(obj, program):
+        how = (
+            "is in a map's initial values: its re-entry would run the chain twice"
+            if section == ".maps"
+            else "is referred to by other code: its caller would get the chain's verdict"
+        )
+        raise RefusedError(f"{program.what} {how} ({section}+{offset})")
+    if obj.section(".jumptables") is not None:
+        raise RefusedError("section .jumptables holds instruction offsets that the patch would not move")
+
+
+def check_hazards(
+    link: Link, program: Function, redirects: tuple[str, ...], allow: frozenset[str]
+) -> tuple[str, ...]:
+    """Warnings about hazards that were taken on; raises RefusedError for one that was not."""
+    risky = [code for code in link.saved if code in link.hook.redirecting]
+    if not risky or not redirects:
+        return ()
+    name = link.hook.name_of(risky[0])
+    text = (
+        f"{program.what} can call {redirects[0]} while {name} is saved: returning {name} later could "
+        "send the packet elsewhere"
+    )
+    if "redirect-hazard" in allow:
+        return (text,)
+    raise RefusedError(
+        text, "put the redirecting link behind it, or take the risk with --allow redirect-hazard"
+    )
