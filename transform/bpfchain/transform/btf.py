@@ -25,6 +25,7 @@ class Kind:
     INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = 1, 2, 3, 4, 5, 6, 7, 8
     VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC = 9, 10, 11, 12, 13, 14, 15
     FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = 16, 17, 18, 19
+    MODIFIERS = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
 
 
 # bytes behind the 12-byte record: fixed, or a number for each of vlen members
@@ -66,7 +67,9 @@ class Btf:
     def type(self, type_id: int) -> BtfType:
         """The type of that id. Raises RefusedError for an id that does not exist."""
         if not 0 < type_id <= len(self.types):
-            raise RefusedError(f"section .BTF: type id {type_id} of {len(self.types)} does not exist")
+            raise RefusedError(
+                f"section .BTF: type id {type_id} of {len(self.types)} does not exist"
+            )
         return self.types[type_id - 1]
 
     def name(self, offset: int) -> str:
@@ -144,7 +147,8 @@ def read_btf(data: bytes, order: str) -> Btf:
 
 def _read_types(data: bytes, order: str) -> list[BtfType]:
     record = Struct(order + "III")
-    types, at, end = [], 0, len(data)
+    types: list[BtfType] = []
+    at, end = 0, len(data)
     while at < end:
         if at + 12 > end:
             raise RefusedError(f"section .BTF: type {len(types) + 1} is cut short")

@@ -42,7 +42,9 @@ class Subsection:
         found = [rec for name, records in self.blocks if name in names for rec in records]
         return tuple(sorted(found, key=lambda rec: rec.offset))
 
-    def with_records(self, names: frozenset[int], name: int, records: Iterable[Record]) -> Subsection:
+    def with_records(
+        self, names: frozenset[int], name: int, records: Iterable[Record]
+    ) -> Subsection:
         """The subsection where a section has exactly these records, in one sorted block."""
         block = tuple(sorted(records, key=lambda rec: rec.offset))
         at = next((i for i, (known, _) in enumerate(self.blocks) if known in names), None)
@@ -50,7 +52,11 @@ class Subsection:
             name = self.blocks[at][0]
         kept = [b for b in self.blocks if b[0] not in names]
         if block:
-            before = sum(1 for b in self.blocks[:at] if b[0] not in names) if at is not None else len(kept)
+            before = (
+                sum(1 for b in self.blocks[:at] if b[0] not in names)
+                if at is not None
+                else len(kept)
+            )
             kept.insert(before, (name, block))
         return replace(self, blocks=tuple(kept))
 
@@ -105,7 +111,9 @@ def read_btf_ext(data: bytes, order: str) -> BtfExt:
     parts, present = [], []
     for number, (offset, length) in enumerate(spans):
         if length and offset != expected:
-            raise RefusedError(f"section .BTF.ext: {_NAMES[number]} does not follow what is before it")
+            raise RefusedError(
+                f"section .BTF.ext: {_NAMES[number]} does not follow what is before it"
+            )
         if offset + length > len(body):
             raise RefusedError(f"section .BTF.ext: {_NAMES[number]} is cut short")
         expected = max(expected, offset + length) if length else expected

@@ -93,7 +93,8 @@ def set_initial_entries(
     assert known.place is not None
     maps, base = known.place, known.end - _POINTER * room
     added = tuple(
-        Relocation(base + _POINTER * key, r.R_BPF_64_ABS64, program) for key, program in sorted(entries)
+        Relocation(base + _POINTER * key, r.R_BPF_64_ABS64, program)
+        for key, program in sorted(entries)
     )
     holder = obj.relocation_section(maps)
     if holder is not None:

@@ -166,7 +166,7 @@ def _parse_code(text: str, names: Mapping[str, int], what: str) -> int:
     word = text.strip()
     folded = word.upper()
     for name, value in names.items():
-        if folded == name or folded.endswith("_" + name) and folded.split("_", 1)[0] in _PREFIXES:
+        if folded == name or (folded.endswith("_" + name) and folded.split("_", 1)[0] in _PREFIXES):
             return value
     try:
         value = int(word, 0)
@@ -185,10 +185,12 @@ _PREFIXES = ("XDP", "TC", "TCX", "BPF", "SK", "NF")
 
 
 def _join(ranges: tuple[tuple[int, int], ...], names: Mapping[str, int]) -> str:
-    by_value = {value: name for name, value in reversed(names.items())}
+    by_value = {value: name for name, value in reversed(list(names.items()))}
     parts = []
     for low, high in ranges:
-        if high - low <= 1 or (high - low < 16 and all(c in by_value for c in range(low, high + 1))):
+        if high - low <= 1 or (
+            high - low < 16 and all(c in by_value for c in range(low, high + 1))
+        ):
             parts += [by_value.get(code, str(code)) for code in range(low, high + 1)]
         else:
             parts.append(f"{low}..{high}")

@@ -156,7 +156,9 @@ class Object:
         """The only section of that name, or None. Raises RefusedError where there are several."""
         found = [section for section in self.sections if section.name == name]
         if len(found) > 1:
-            raise RefusedError(f"section {name}: the object holds {len(found)} sections of that name")
+            raise RefusedError(
+                f"section {name}: the object holds {len(found)} sections of that name"
+            )
         return found[0] if found else None
 
     def functions(self, section: SectionId) -> tuple[Symbol, ...]:

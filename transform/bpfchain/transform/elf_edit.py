@@ -22,7 +22,13 @@ def change_section(obj: Object, identity: SectionId, data: bytes) -> Object:
 
 
 def add_section(
-    obj: Object, name: str, data: bytes, *, type: int = r.SHT_PROGBITS, flags: int = 0, align: int = 1
+    obj: Object,
+    name: str,
+    data: bytes,
+    *,
+    type: int = r.SHT_PROGBITS,
+    flags: int = 0,
+    align: int = 1,
 ) -> tuple[Object, SectionId]:
     """The object with one more section at the end, and its identity."""
     identity = SectionId(max(section.id for section in obj.sections) + 1)
@@ -70,7 +76,9 @@ def drop_sections(obj: Object, identities: Iterable[SectionId]) -> Object:
             for item in obj.decode_relocations(section):
                 if item.symbol in symbols_gone:
                     name = obj.symbol_by_id[item.symbol].name
-                    raise RefusedError(f"section {section.name} refers to {name}, which is to be dropped")
+                    raise RefusedError(
+                        f"section {section.name} refers to {name}, which is to be dropped"
+                    )
     return replace(
         obj,
         sections=tuple(section for section in obj.sections if section.id not in gone),

@@ -82,7 +82,7 @@ def _slice(data: bytes, header: tuple[int, ...], what: str) -> bytes:
 
 def _string(table: bytes, offset: int, what: str) -> str:
     end = table.find(b"\0", offset)
-    if offset >= len(table) and offset or end < 0:
+    if (offset >= len(table) and offset) or end < 0:
         raise RefusedError(f"{what}: the name at {offset} is outside its string table")
     try:
         return table[offset:end].decode()
@@ -90,9 +90,7 @@ def _string(table: bytes, offset: int, what: str) -> str:
         raise RefusedError(f"{what}: the name at {offset} is not UTF-8") from None
 
 
-def _section(
-    data: bytes, names: bytes, index: int, header: tuple[int, ...], count: int
-) -> Section:
+def _section(data: bytes, names: bytes, index: int, header: tuple[int, ...], count: int) -> Section:
     name_offset, kind, flags, addr, offset, size, link, info, align, entsize = header
     if index == 0:
         return Section(SectionId(0), "", 0, r.SHT_NULL, 0, 0, 0, b"", 0, 0)
@@ -153,7 +151,7 @@ def _symbol(
     place = None
     kind = info & 0xF
     name = _string(strings, name_offset, f"symbol {index}")
-    if shndx == 0xFFFF or shndx >= len(sections) and shndx < r.SHN_LORESERVE:
+    if shndx == 0xFFFF or (shndx >= len(sections) and shndx < r.SHN_LORESERVE):
         raise RefusedError(f"symbol {index} ({name}): section index {shndx:#x} does not exist")
     if r.SHN_UNDEF < shndx < r.SHN_LORESERVE:
         place = SectionId(shndx)

@@ -195,9 +195,7 @@ def _lay_out(
     return image, offsets, shoff
 
 
-def _empty_offset(
-    section: Section, obj: Object, offsets: dict[SectionId, int], end: int
-) -> int:
+def _empty_offset(section: Section, obj: Object, offsets: dict[SectionId, int], end: int) -> int:
     """Where a section without bytes says it is: unmoved, or with what used to lie around it."""
     if section.offset is None:
         return end

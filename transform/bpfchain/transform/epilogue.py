@@ -98,8 +98,9 @@ class _SlotsMode:
         self.wanted: dict[Outcome, str] = {}
         self.emitter = Emitter()
         self.default: Outcome | None = None
-        in_register = keep is not None and keep.register is not None and keep.register >= 6
-        self.code_register = keep.register if in_register and keep else code_register
+        self.code_register = code_register
+        if keep is not None and keep.register is not None and keep.register >= 6:
+            self.code_register = keep.register  # the context is loaded before it is overwritten
 
     def enter(self, code: int | None) -> str:
         """The label for an exit; None enters at the compares."""

@@ -64,6 +64,8 @@ class Flow:
     exits: tuple[Exit, ...]
     lowest: int | None
     """Lowest offset from r10 that anything reaches; None where that is not bounded."""
+    depth: int
+    """Bytes of stack that it uses at least: ``-lowest`` where that is bounded."""
     unbounded_at: int | None
     """The slot at which the bound was lost."""
     registers: frozenset[int]
@@ -87,7 +89,9 @@ def control_flow(insns: list[Insn], *, what: str) -> list[tuple[int, ...]]:
             result.append(())
             continue
         if insn.opcode == isa.GOTOX:
-            raise RefusedError(f"{what}: instruction {slot} is an indirect jump: its targets are data")
+            raise RefusedError(
+                f"{what}: instruction {slot} is an indirect jump: its targets are data"
+            )
         targets: tuple[int, ...] = (after,)
         if insn.is_jump:
             goal = insn.target(slot)
@@ -96,7 +100,9 @@ def control_flow(insns: list[Insn], *, what: str) -> list[tuple[int, ...]]:
             if goal == count and goal == after and not insn.is_jump:
                 raise RefusedError(f"{what}: control falls off the end behind instruction {slot}")
             if not 0 <= goal < count or not begins[goal]:
-                raise RefusedError(f"{what}: instruction {slot} leads to {goal}, outside the program")
+                raise RefusedError(
+                    f"{what}: instruction {slot} leads to {goal}, outside the program"
+                )
         result.append(targets)
     return result
 
@@ -106,12 +112,15 @@ class _Reach:
     """The lowest stack offset seen so far, and what may be lying spilled in memory."""
 
     low: int = 0
+    depth: int = 0
     at: int | None = None
     spilled: int | None = None
     fresh_spill: bool = field(default=False)
 
     def see(self, low: int, slot: int) -> None:
-        if low < -STACK_SIZE and self.at is None:
+        if low >= -STACK_SIZE:
+            self.depth = max(self.depth, -low)
+        elif self.at is None:
             self.at = slot
         self.low = min(self.low, low)
 
@@ -155,6 +164,7 @@ def analyse(
     return Flow(
         exits=tuple(exits),
         lowest=reach.low if bounded else None,
+        depth=reach.depth,
         unbounded_at=None if bounded else reach.at,
         registers=_registers(insns),
         calls=any(insn.opcode in (isa.CALL, isa.CALLX) for insn in insns),
@@ -264,12 +274,12 @@ _CALLBACK_HELPERS = frozenset({164, 170, 180, 181, 209})
 """for_each_map_elem, timer_set_callback, find_vma, loop, user_ringbuf_drain."""
 
 
-def _call(
-    insn: Insn, state: _State, slot: int, takes_callbacks: bool, reach: _Reach
-) -> None:
+def _call(insn: Insn, state: _State, slot: int, takes_callbacks: bool, reach: _Reach) -> None:
     """A stack pointer handed to a helper is used upwards; handed to a function, anywhere."""
     plain_helper = insn.opcode == isa.CALL and insn.src == 0 and insn.imm not in _CALLBACK_HELPERS
-    plain_kfunc = insn.opcode == isa.CALL and insn.src == isa.PSEUDO_KFUNC_CALL and not takes_callbacks
+    plain_kfunc = (
+        insn.opcode == isa.CALL and insn.src == isa.PSEUDO_KFUNC_CALL and not takes_callbacks
+    )
     for value in state[1:6]:
         if isinstance(value, _Stack):
             low = value.low if plain_helper or plain_kfunc else _UNBOUNDED

@@ -43,7 +43,9 @@ def check_inline(program: Function, reach: Reach) -> None:
             f"{program.what}: a legacy packet load (LD_ABS) can leave the program past the epilogue"
         )
     if reach.own_tail_calls:
-        raise RefusedError(f"{program.what}: its own tail calls leave the program past the epilogue")
+        raise RefusedError(
+            f"{program.what}: its own tail calls leave the program past the epilogue"
+        )
 
 
 def inline_entry(
@@ -73,10 +75,11 @@ def inline_entry(
         code_register=used[0] if used else 6, jmp32=jmp32,
     )  # fmt: skip
     count = len(code.insns)
+    growth = _growth(code)
     changed = []
     for known in patched:
         distance = count + entry_of(known.code) - known.slot - 1
-        if distance >= 0x8000:
+        if distance + growth[known.slot] >= 0x8000:
             raise RefusedError(
                 f"{program.what}: the exit at instruction {known.slot} is {distance} instructions "
                 "from the epilogue, further than a jump goes"
@@ -89,10 +92,30 @@ def inline_entry(
         Copy(program.section.id, start, end, tuple(changed), primary=primary, carry_functions=False)
     )
     references = tuple(
-        (reference.slot * isa.INSN_SIZE, *resolve(reference.target)) for reference in fragment.references
+        (reference.slot * isa.INSN_SIZE, *resolve(reference.target))
+        for reference in fragment.references
     )
     pieces.append(Fresh(fragment.insns, references, line=END_LINE))
     return Entry(tuple(pieces), keep)
+
+
+def _growth(code: Code) -> list[int]:
+    """For each slot, by how many instructions the kernel may lengthen what is behind it.
+
+    The verifier replaces context loads, calls and divisions by several instructions, and a jump
+    across them that no longer fits makes the load fail (bpf_patch_insn_data).
+    """
+    growth, total = [0] * len(code.insns), 0
+    for slot in range(len(code.insns) - 1, -1, -1):
+        growth[slot] = total
+        insn = code.insns[slot]
+        if insn.klass == isa.LDX:
+            total += 7
+        elif insn.opcode == isa.CALL and insn.src != isa.PSEUDO_CALL:
+            total += 23
+        elif insn.klass in (isa.ALU32, isa.ALU64) and insn.opcode & 0xF0 in (0x30, 0x90):
+            total += 4
+    return growth
 
 
 def _preamble(keep: Keep) -> isa.Insn:

@@ -128,9 +128,7 @@ def apply_layouts(obj: Object, layouts: tuple[Layout, ...]) -> Object:
         sections.append(section)
     symbols = tuple(
         symbol
-        if symbol.place is None
-        or symbol.type == r.STT_SECTION
-        or not moves.covers(symbol.place)
+        if symbol.place is None or symbol.type == r.STT_SECTION or not moves.covers(symbol.place)
         else _moved_symbol(symbol, moves)
         for symbol in obj.symbols
     )
@@ -164,7 +162,9 @@ def _layout_relocations(obj: Object, layout: Layout) -> list[Relocation]:
     out: list[Relocation] = []
     for at, piece in layout.placed():
         if isinstance(piece, Fresh):
-            out += [Relocation(at + offset, kind, symbol) for offset, kind, symbol in piece.references]
+            out += [
+                Relocation(at + offset, kind, symbol) for offset, kind, symbol in piece.references
+            ]
             continue
         shift = at - piece.start
         out += [
@@ -175,9 +175,7 @@ def _layout_relocations(obj: Object, layout: Layout) -> list[Relocation]:
     return out
 
 
-def new_relocation_section(
-    obj: Object, target: SectionId, wanted: Iterable[Relocation]
-) -> Object:
+def new_relocation_section(obj: Object, target: SectionId, wanted: Iterable[Relocation]) -> Object:
     """The object with a relocation section for ``target``, which has none yet."""
     identity = SectionId(max(section.id for section in obj.sections) + 1)
     data = obj.encode_relocations(wanted)
@@ -225,7 +223,12 @@ def _relocations_of(obj: Object, section: Section) -> tuple[Relocation, ...]:
 
 
 def _fix_addend(
-    body: bytearray, item: Relocation, section: Section, place: SectionId, moves: OffsetMap, order: str
+    body: bytearray,
+    item: Relocation,
+    section: Section,
+    place: SectionId,
+    moves: OffsetMap,
+    order: str,
 ) -> None:
     if section.executable:
         insn = isa.decode(bytes(body[item.offset : item.offset + 8]), order)[0]
@@ -245,7 +248,9 @@ def _fix_addend(
     (old,) = word.unpack_from(body, item.offset)
     target, new = moves.new(place, old)
     if target != place:
-        raise RefusedError(f"section {section.name}: offset {item.offset} refers to code that moves")
+        raise RefusedError(
+            f"section {section.name}: offset {item.offset} refers to code that moves"
+        )
     word.pack_into(body, item.offset, new)
 
 
@@ -289,7 +294,11 @@ def relayout_btf_ext(
 
 
 def _fresh_lines(
-    layout: Layout, records: list[Record], lines: Mapping[str, tuple[int, int]], size: int, order: str
+    layout: Layout,
+    records: list[Record],
+    lines: Mapping[str, tuple[int, int]],
+    size: int,
+    order: str,
 ) -> list[Record]:
     triple = Struct(order + "III")
     taken = {record.offset for record in records}

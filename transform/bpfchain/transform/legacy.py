@@ -29,7 +29,9 @@ def convert_legacy_maps(obj: Object, btf: Btf) -> tuple[Object, Btf, tuple[str, 
     """
     for section in obj.sections:
         if section.name.startswith("maps/"):
-            raise RefusedError(f"section {section.name}: legacy maps of this dialect are not converted")
+            raise RefusedError(
+                f"section {section.name}: legacy maps of this dialect are not converted"
+            )
     old = obj.section("maps")
     if old is None:
         return obj, btf, ()
@@ -89,7 +91,7 @@ def _definitions(obj: Object, old: Section) -> list[Symbol]:
         raise RefusedError(
             f"section maps: {len(old.data)} bytes for {len(symbols)} maps are not plain definitions "
             f"of {_WORDS} words",
-            "use BTF-defined maps: SEC(\".maps\")",
+            'use BTF-defined maps: SEC(".maps")',
         )
     if obj.relocation_section(old.id) is not None:
         raise RefusedError("section maps: definitions with relocations are not converted")
@@ -98,10 +100,14 @@ def _definitions(obj: Object, old: Section) -> list[Symbol]:
             for item in obj.decode_relocations(section):
                 used = obj.symbol_by_id[item.symbol]
                 name = obj.by_id[section.target].name
-                if used.place == old.id and used.type == r.STT_SECTION and not name.startswith(
-                    (".debug_", ".BTF")
+                if (
+                    used.place == old.id
+                    and used.type == r.STT_SECTION
+                    and not name.startswith((".debug_", ".BTF"))
                 ):
-                    raise RefusedError(f"section {name}: refers to section maps without a map's name")
+                    raise RefusedError(
+                        f"section {name}: refers to section maps without a map's name"
+                    )
     return symbols
 
 

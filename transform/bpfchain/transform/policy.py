@@ -81,7 +81,8 @@ class Hook:
                 return known.state
         numbered = ", ".join(known.name for known in self.codes if known.state is not None)
         raise UsageError(
-            f"{self.name}: {code} cannot be a saved code in slots mode", f"it can be one of {numbered}"
+            f"{self.name}: {code} cannot be a saved code in slots mode",
+            f"it can be one of {numbered}",
         )
 
     def slot(self, state: int | None, index: int) -> int:
@@ -103,9 +104,7 @@ class Hook:
 
 def _matches(patterns: tuple[str, ...], section: str) -> bool:
     bare = section.removeprefix("?")  # libbpf: "do not load by default"
-    return any(
-        bare.startswith(p[:-1]) if p.endswith("*") else bare == p for p in patterns
-    )
+    return any(bare.startswith(p[:-1]) if p.endswith("*") else bare == p for p in patterns)
 
 
 def _codes(*named: tuple[str, int], first_state: int = 1) -> tuple[Code, ...]:
@@ -128,7 +127,9 @@ _TWO_BITS = _codes(("0", 0), ("1", 1), ("2", 2), ("3", 3))
 _PASS_DROP = _codes(("DROP", 0), ("PASS", 1))
 
 
-def _xdp(name: str, attach: str, attach_id: int, *sections: str, accepts: tuple[str, ...] = ()) -> Hook:
+def _xdp(
+    name: str, attach: str, attach_id: int, *sections: str, accepts: tuple[str, ...] = ()
+) -> Hook:
     return Hook(
         name=name, prog_type="BPF_PROG_TYPE_XDP", prog_type_id=6,
         attach_type=attach, attach_type_id=attach_id, context="xdp_md",
@@ -171,12 +172,12 @@ def _skb(name: str, attach_id: int, *, egress: bool) -> Hook:
 
 
 def _sock(name: str, attach: str, attach_id: int, *sections: str) -> Hook:
-    return _cgroup(
-        name, "BPF_PROG_TYPE_CGROUP_SOCK", 9, attach, attach_id, "bpf_sock", *sections
-    )
+    return _cgroup(name, "BPF_PROG_TYPE_CGROUP_SOCK", 9, attach, attach_id, "bpf_sock", *sections)
 
 
-def _addr(name: str, attach: str, attach_id: int, *, wide: bool = False, always: bool = False) -> Hook:
+def _addr(
+    name: str, attach: str, attach_id: int, *, wide: bool = False, always: bool = False
+) -> Hook:
     return _cgroup(
         name, "BPF_PROG_TYPE_CGROUP_SOCK_ADDR", 18, attach, attach_id, "bpf_sock_addr",
         wide=wide, always=always,
@@ -303,7 +304,10 @@ HOOKS: tuple[Hook, ...] = (
 )  # fmt: skip
 
 _REFUSED_SECTIONS: tuple[tuple[str, str], ...] = (
-    ("sk_skb/stream_parser", "returns a length, not a verdict: a chain cannot tell success from it"),
+    (
+        "sk_skb/stream_parser",
+        "returns a length, not a verdict: a chain cannot tell success from it",
+    ),
     ("lsm.s/", "is sleepable: the kernel allows no tail call there"),
     ("fentry.s/", "is sleepable: the kernel allows no tail call there"),
     ("fexit.s/", "is sleepable: the kernel allows no tail call there"),
@@ -361,7 +365,8 @@ def hook_of_section(section: str, named: str | None, *, what: str) -> Hook:
     fitting = [hook.name for hook in HOOKS if hook.fits(section)]
     if fitting:
         raise RefusedError(
-            f"{what}: section {section!r} fits several hooks", f"name one: --hook {'|'.join(fitting)}"
+            f"{what}: section {section!r} fits several hooks",
+            f"name one: --hook {'|'.join(fitting)}",
         )
     if _known_elsewhere(bare):
         raise RefusedError(
@@ -369,7 +374,8 @@ def hook_of_section(section: str, named: str | None, *, what: str) -> Hook:
             "`bpfchain-transform --help` lists the hooks",
         )
     raise RefusedError(
-        f"{what}: section {section!r} does not tell the hook", "name it with --hook, for example --hook xdp"
+        f"{what}: section {section!r} does not tell the hook",
+        "name it with --hook, for example --hook xdp",
     )
 
 

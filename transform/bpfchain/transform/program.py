@@ -99,13 +99,17 @@ def _no_programs(obj: Object) -> RefusedError:
                 f"section {section.name} holds code but no FUNC symbol",
                 "compile with clang 11 or newer, which gives programs a type and size",
             )
-    return RefusedError("it holds no program: no executable section but .text has a global function")
+    return RefusedError(
+        "it holds no program: no executable section but .text has a global function"
+    )
 
 
 def _checked(obj: Object, program: Function) -> Function:
     symbol, section = program.symbol, program.section
     if not symbol.size or symbol.size % isa.INSN_SIZE or symbol.value % isa.INSN_SIZE:
-        raise RefusedError(f"{program.what}: {symbol.size} bytes at {symbol.value} are no instructions")
+        raise RefusedError(
+            f"{program.what}: {symbol.size} bytes at {symbol.value} are no instructions"
+        )
     if symbol.end > len(section.data):
         raise RefusedError(f"{program.what}: ends behind its section, at {symbol.end}")
     for other in obj.functions(section.id):
@@ -123,7 +127,9 @@ def code_of(obj: Object, function: Function, btf: Btf | None, ext: BtfExt | None
         if symbol.value <= item.offset < symbol.end:
             slot, rest = divmod(item.offset - symbol.value, isa.INSN_SIZE)
             if rest or slot in relocations:
-                raise RefusedError(f"{function.what}: relocation at {item.offset} is not understood")
+                raise RefusedError(
+                    f"{function.what}: relocation at {item.offset} is not understood"
+                )
             relocations[slot] = item
     adjusted: frozenset[int] = frozenset()
     if btf is not None and ext is not None:
@@ -152,6 +158,10 @@ class Reach:
     callee_ld_abs: bool
     depth: int
     """Frames of the longest call chain, the program's own included."""
+    edges: dict[tuple[SectionId, int], set[tuple[SectionId, int]]]
+    """Which function (section, offset) calls, or takes the address of, which."""
+    tail_callers: frozenset[tuple[SectionId, int]]
+    """Functions that make tail calls."""
 
 
 def reach_of(obj: Object, program: Function, code: Code) -> Reach:
@@ -205,6 +215,8 @@ def reach_of(obj: Object, program: Function, code: Code) -> Reach:
         own_ld_abs=ld_abs[root],
         callee_ld_abs=any(flag for key, flag in ld_abs.items() if key != root),
         depth=_depth(edges, root),
+        edges=edges,
+        tail_callers=frozenset(key for key, flag in tail.items() if flag),
     )
 
 
@@ -228,9 +240,7 @@ def _call_target(
     return symbol.place, symbol.value + (insn.imm + 1) * isa.INSN_SIZE
 
 
-def _address_target(
-    obj: Object, insn: isa.Insn, item: Relocation
-) -> tuple[SectionId, int] | None:
+def _address_target(obj: Object, insn: isa.Insn, item: Relocation) -> tuple[SectionId, int] | None:
     symbol = obj.symbol_by_id[item.symbol]
     if symbol.place is None or not obj.by_id[symbol.place].executable:
         return None

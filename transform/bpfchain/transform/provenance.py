@@ -94,7 +94,8 @@ def read_provenance(obj: Object) -> tuple[Provenance, ...]:
         return tuple(_read(MappingProxyType(group)) for group in groups)
     except (ValueError, KeyError) as error:
         raise RefusedError(
-            f"section {SECTION} is not readable ({error})", "it was written by another version, or damaged"
+            f"section {SECTION} is not readable ({error})",
+            "it was written by another version, or damaged",
         ) from None
 
 

@@ -37,10 +37,14 @@ def check_program(
         )
     if btf is not None:
         for tag in btf.types:
-            if tag.kind == Kind.DECL_TAG and btf.name(tag.name_offset).startswith("exception_callback:"):
+            if tag.kind == Kind.DECL_TAG and btf.name(tag.name_offset).startswith(
+                "exception_callback:"
+            ):
                 target = btf.type(tag.size_or_type)
                 if btf.name(target.name_offset) == program.name:
-                    raise RefusedError(f"{program.what} has an exception callback, run past what is added")
+                    raise RefusedError(
+                        f"{program.what} has an exception callback, run past what is added"
+                    )
     for section, offset in references_to(obj, program):
         how = (
             "is in a map's initial values: its re-entry would run the chain twice"
@@ -49,7 +53,9 @@ def check_program(
         )
         raise RefusedError(f"{program.what} {how} ({section}+{offset})")
     if obj.section(".jumptables") is not None:
-        raise RefusedError("section .jumptables holds instruction offsets that the patch would not move")
+        raise RefusedError(
+            "section .jumptables holds instruction offsets that the patch would not move"
+        )
 
 
 def check_hazards(

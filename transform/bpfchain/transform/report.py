@@ -1,28 +1,21 @@
-"""What a transformation tells of an object besides its bytes: cost, maps, licence, redirects."""
+"""What a transformation tells of an object besides its bytes: maps, licence, redirects."""
 
 from __future__ import annotations
 
 from .btf import Btf
 from .btf_maps import find_map
 from .elf import Object
-from .flow import Flow
 from .policy import Hook
-from .program import Code, Reach
-from .request import Cost, MapUse
+from .program import Reach
+from .request import MapUse
 
-__all__ = ["cost_of", "license_of", "maps_of", "redirects_of"]
+__all__ = ["license_of", "maps_of", "redirects_of"]
 
 _HELPER_NAMES = {
     13: "bpf_clone_redirect", 23: "bpf_redirect", 51: "bpf_redirect_map", 52: "bpf_sk_redirect_map",
     60: "bpf_msg_redirect_map", 71: "bpf_msg_redirect_hash", 72: "bpf_sk_redirect_hash",
     152: "bpf_redirect_neigh", 155: "bpf_redirect_peer",
 }  # fmt: skip
-
-
-def cost_of(code: Code, flow: Flow, more_instructions: int, more_stack: int) -> Cost:
-    """Instructions and stack of a program, with what is added."""
-    stack = None if flow.lowest is None else -flow.lowest + more_stack
-    return Cost(len(code.insns) + more_instructions, stack)
 
 
 def license_of(obj: Object) -> str:

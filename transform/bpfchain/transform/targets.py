@@ -10,7 +10,15 @@ import re
 from .errors import RefusedError, UsageError, nearest
 from .request import Need
 
-__all__ = ["ARCHES", "MIXED", "check_targets", "mixed_calls_need", "parse_kernel"]
+__all__ = [
+    "ARCHES",
+    "MIXED",
+    "check_targets",
+    "every_arch",
+    "mixed_calls_need",
+    "parse_arch",
+    "parse_kernel",
+]
 
 MIXED: tuple[tuple[str, str | None], ...] = (
     ("x86_64", "5.10"),
@@ -53,6 +61,11 @@ def mixed_calls_need(why: str) -> Need:
     return Need("tail calls beside function calls", why, MIXED)
 
 
+def every_arch(kernel: str) -> tuple[tuple[str, str | None], ...]:
+    """A need that is the same everywhere: from ``kernel`` on."""
+    return tuple((arch, kernel) for arch in ARCHES)
+
+
 def check_targets(needs: tuple[Need, ...], kernel: str | None, arch: str | None) -> None:
     """Raise RefusedError where a need is not met by the targets that were named."""
     wanted = parse_kernel(kernel) if kernel is not None else None
@@ -60,12 +73,15 @@ def check_targets(needs: tuple[Need, ...], kernel: str | None, arch: str | None)
     for need in needs:
         rows = [row for row in need.kernels if named is None or row[0] == named]
         if named is None and any(
-            first is not None and (wanted is None or wanted >= parse_kernel(first)) for _, first in rows
+            first is not None and (wanted is None or wanted >= parse_kernel(first))
+            for _, first in rows
         ):
             continue  # some architecture can, and none was named
         for row_arch, first in rows:
             if first is None:
-                raise RefusedError(f"fails on {row_arch}: {need.why}, and no kernel has {need.what} there")
+                raise RefusedError(
+                    f"fails on {row_arch}: {need.why}, and no kernel has {need.what} there"
+                )
             if wanted is not None and wanted < parse_kernel(first):
                 raise RefusedError(
                     f"fails on {kernel} {row_arch}: {need.why}, and {need.what} need {first} there"

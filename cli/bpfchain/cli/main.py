@@ -1,0 +1,49 @@
+"""Entry point of ``bpfchain``: the group of subcommands, each imported when it runs."""
+
+from __future__ import annotations
+
+import click
+from bpfchain.transform.version import VERSION
+
+from .command import Group, settings
+from .words import EXIT_CODES_HELP
+
+__all__ = ["command", "main"]
+
+_HELP = "Make compiled BPF programs the links of one ordered chain, without their source."
+
+_EPILOG = f"""\
+Examples:
+  bpfchain transform filter.o --index 0 -o link0.o
+  bpfchain build chain.toml -o chain
+  bpfchain inspect link0.o
+
+{EXIT_CODES_HELP}
+"""
+
+command = Group(
+    "bpfchain",
+    help=_HELP,
+    epilog=_EPILOG,
+    context_settings=settings(),
+    lazy={
+        "transform": (
+            "bpfchain.cli.transform:command",
+            "Patch one object into a link (also: bpfchain-transform).",
+        ),
+        "build": (
+            "bpfchain.cli.build:command",
+            "Patch all links of a chain file, and write the manifest.",
+        ),
+        "inspect": (
+            "bpfchain.cli.inspect:command",
+            "Show what a patched object is, and what was added to it.",
+        ),
+    },
+)
+click.version_option(VERSION, "-V", "--version", message="%(prog)s %(version)s")(command)
+
+
+def main() -> None:
+    """Run ``bpfchain`` with the process's arguments."""
+    command.main(prog_name="bpfchain")

@@ -1,0 +1,12 @@
+"""Entry point of ``bpfchain-transform``: nothing is imported here that its work does not need."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run ``bpfchain-transform`` with the process's arguments."""
+    from .transform import command
+
+    command.main(prog_name="bpfchain-transform")
