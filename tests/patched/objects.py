@@ -78,12 +78,12 @@ def programs_of(data: bytes) -> dict[str, str]:
     return found
 
 
-def hook_for(section: str, named: str | None) -> Hook:
-    """The row of the policy for a corpus program, by its section or by the index's ``hook``."""
+def hook_for(section: str, named: str | None) -> Hook | None:
+    """The row of the policy, by the section's name or by ``--hook``; None if it has none."""
     for hook in HOOKS:
         if hook.name == named or (named is None and hook.matches(section)):
             return hook
-    raise LookupError(section)
+    return None
 
 
 def saved_code(hook: Hook) -> int:
@@ -111,6 +111,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "pin": {"pin": True},
     "pin, states": {"pin": True, "states": True},
     "last, states": {"last": True, "states": True},
+    "map": {"saved_code": "map", "states": True, "allow": frozenset({"nested-runs"})},
+    "hazard": {"states": True, "allow": frozenset({"redirect-hazard"})},
 }
 """Name -> options of the request; ``states``: R and --saved hold one code."""
 
@@ -120,10 +122,50 @@ def patch(
 ) -> Patched | BpfchainError:
     """The program patched in that way, or why it was refused. Any other exception is a bug."""
     options = dict(VARIANTS[variant])
-    if options.pop("states", False):
-        code = str(saved_code(hook_for(section, hook)))
-        options |= {"redirect": code, "saved": code}
+    row = hook_for(section, hook)
+    if options.pop("states", False) and row is not None:
+        code = str(saved_code(row))
+        options["redirect"] = code
+        if variant != "map":  # there the saved code is in a map, in one state
+            options["saved"] = code
     try:
         return transform_object(data, Request(index=index, program=program, hook=hook, **options))
     except BpfchainError as error:
         return error
+
+
+def patch_all(
+    data: bytes,
+    programs: Mapping[str, str],
+    strategy: str,
+    hook: str | None = None,
+    refused: list[tuple[str, str]] | None = None,
+) -> Patched | BpfchainError:
+    """Every program of the object made a link, each patched into the output of the one before.
+
+    Programs of one hook and of equal flavour (frags or not) share a slots map, others get one of
+    their own: the kernel lets no two types share a PROG_ARRAY. Refused programs are passed over and
+    noted in ``refused`` (program, message); without such a list the first refusal is the answer.
+    The last patched object is the answer; a refusal if there is none.
+    """
+    result: Patched | BpfchainError | None = None
+    maps: dict[tuple[str, bool], str] = {}
+    for number, (program, section) in enumerate(programs.items()):
+        row = hook_for(section, hook)
+        kind = (row.name if row else "", section.startswith("xdp.frags"))
+        slots_map = maps.get(kind) or (f"slots_{len(maps)}" if maps else "bpfchain_slots")
+        request = Request(
+            index=number % 33, program=program, hook=hook, strategy=strategy, slots_map=slots_map
+        )
+        try:
+            done = transform_object(data, request)
+        except BpfchainError as error:
+            if refused is None:
+                return error
+            refused.append((program, error.message))
+            result = result or error
+            continue
+        maps[kind] = slots_map
+        data, result = done.data, done
+    assert result is not None
+    return result

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from bpfchain.transform import isa
 from bpfchain.transform.disasm import render
 from bpfchain.transform.elf_read import read_object
@@ -80,7 +81,8 @@ def test_helper_names_are_the_headers() -> None:
     assert list(HELPERS[: len(names)]) == names[: len(HELPERS)]
     assert helper_name(12) == "bpf_tail_call"
     assert helper_name(211) == "bpf_cgrp_storage_delete"
-    assert helper_name(0) is None and helper_name(212) is None
+    assert helper_name(0) is None
+    assert helper_name(212) is None
 
 
 def test_corpus_as_llvm_objdump_shows_it() -> None:

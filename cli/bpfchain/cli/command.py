@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import click
+
 from bpfchain.transform.errors import BpfchainError, UsageError, nearest
 
 from . import output
@@ -36,7 +37,7 @@ def option(*args: Any, **kwargs: Any) -> Callable[[F], F]:
     return click.option(*args, cls=Option, **kwargs)
 
 
-class Choice(click.ParamType):
+class Choice(click.ParamType[str]):
     """One of a few words; a wrong one comes with the nearest right one."""
 
     name = "word"
@@ -62,7 +63,7 @@ def chatter(function: F) -> F:
     """The options -q and -v, under Output."""
     quiet = option("-q", "--quiet", is_flag=True, group="Output", help="Say nothing but errors.")
     verbose = option("-v", "--verbose", is_flag=True, group="Output",
-                     help="Explain; errors in their long form.")  # fmt: skip
+                     help="Explain what was done and why.")  # fmt: skip
     return quiet(verbose(function))
 
 
@@ -78,7 +79,6 @@ class _Main(click.Command):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        output.set_verbose(False)
         try:
             code = super().main(
                 args, prog_name, complete_var, standalone_mode=False,
@@ -176,7 +176,7 @@ def _report(error: BpfchainError) -> int:
 
 
 def _as_usage(error: click.UsageError) -> UsageError:
-    """click's complaint in our words."""
+    """Click's complaint in our words."""
     help_page = f"`{error.ctx.command_path} --help` shows what it takes" if error.ctx else None
     if isinstance(error, click.NoSuchOption):
         known = [
@@ -217,7 +217,7 @@ def _lowered(message: str) -> str:
 
 
 def settings() -> MutableMapping[str, Any]:
-    """click's settings for every command: -h, and help as wide as the terminal, at most 100."""
+    """Click's settings for every command: -h, and help as wide as the terminal, at most 100."""
     from shutil import get_terminal_size
 
     return {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bpfchain.transform.errors import BpfchainError, HostError, UsageError, nearest
 
-__all__ = ["Pending", "STREAM", "host_error", "pending_output", "read_input"]
+__all__ = ["STREAM", "Pending", "host_error", "pending_output", "read_input"]
 
 STREAM = "-"
 """The name that stands for stdin or stdout."""
@@ -78,10 +78,14 @@ def check_output(name: str) -> None:
     """Refuse an OUT that cannot be written, before any work. Raises UsageError."""
     if name == STREAM:
         if sys.stdout.isatty():
-            raise UsageError("-o - would write an object to the terminal", "pipe it, or name a file")
+            raise UsageError(
+                "-o - would write an object to the terminal", "pipe it, or name a file"
+            )
         return
     if os.path.isdir(name):
-        raise UsageError(f"{name} is a folder", f"name a file in it: -o {os.path.join(name, 'link.o')}")
+        raise UsageError(
+            f"{name} is a folder", f"name a file in it: -o {os.path.join(name, 'link.o')}"
+        )
     folder = os.path.dirname(name) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{name}: there is no folder {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from bpfchain.transform.version import VERSION
 
 from .command import Group, settings

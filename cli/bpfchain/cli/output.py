@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from typing import IO
 
 import click
+
 from bpfchain.transform.errors import BpfchainError
 
 __all__ = [
-    "EXIT_CODES", "EXIT_BUG", "EXIT_INTERRUPTED", "Voice", "colour_wanted", "print_bug",
-    "print_error", "print_result", "set_verbose", "styled",
+    "EXIT_BUG",
+    "EXIT_CODES",
+    "EXIT_INTERRUPTED",
+    "Voice",
+    "colour_wanted",
+    "plain",
+    "print_bug",
+    "print_error",
+    "print_result",
+    "styled",
 ]  # fmt: skip
 
 EXIT_BUG = 70
@@ -55,26 +64,18 @@ class Voice:
     def say(self, text: str) -> None:
         """One line on stderr, unless quiet."""
         if not self.quiet:
-            _write(sys.stderr, text)
+            _write(sys.stderr, plain(text))
 
     def explain(self, text: str) -> None:
         """One more line on stderr, where asked for."""
         if self.verbose:
-            _write(sys.stderr, f"  {text}")
+            _write(sys.stderr, f"  {plain(text)}")
 
     def warn(self, text: str) -> None:
         """A warning on stderr, unless quiet."""
         if not self.quiet:
-            _write(sys.stderr, f"{styled('warning', sys.stderr, fg='yellow', bold=True)}: {text}")
-
-
-_verbose = False
-
-
-def set_verbose(verbose: bool) -> None:
-    """Whether an error is printed in its long form; known only once the options are read."""
-    global _verbose
-    _verbose = verbose
+            word = styled("warning", sys.stderr, fg="yellow", bold=True)
+            _write(sys.stderr, f"{word}: {plain(text)}")
 
 
 def print_result(text: str) -> None:
@@ -83,11 +84,7 @@ def print_result(text: str) -> None:
 
 
 def print_error(error: BpfchainError) -> None:
-    """``kind: message`` on one line, and at most one hint; with -v where it was raised."""
-    if _verbose:
-        import traceback
-
-        traceback.print_exception(error, file=sys.stderr)
+    """``kind: message`` on one line, and at most one hint."""
     kind = styled(error.kind, sys.stderr, fg="red", bold=True)
     _write(sys.stderr, f"{kind}: {_one_line(error.message)}")
     if error.hint:
@@ -101,19 +98,24 @@ def print_bug(error: BaseException) -> None:
     from bpfchain.transform.version import VERSION
 
     traceback.print_exception(error, file=sys.stderr)
-    _write(sys.stderr, f"this is a bug in bpfchain {VERSION}: please report it with the lines above")
+    _write(
+        sys.stderr, f"this is a bug in bpfchain {VERSION}: please report it with the lines above"
+    )
+
+
+def plain(text: str) -> str:
+    """The text with everything escaped that a hostile name could do to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _one_line(text: str) -> str:
-    """Text on one line; what a hostile name could do to a terminal is escaped."""
-    shown = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return plain(" ".join(text.split()))
 
 
 def _write(stream: IO[str], text: str) -> None:
     try:
         stream.write(text + "\n")
     except UnicodeEncodeError:  # a terminal of another time: say it in what it has
-        encoding = stream.encoding or "ascii"
+        encoding = getattr(stream, "encoding", None) or "ascii"
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

@@ -6,16 +6,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from bpfchain.transform.errors import BpfchainError, UsageError
 from bpfchain.transform.link import SLOTS_MAP
 from bpfchain.transform.version import VERSION
 
 from .command import Choice, Command, chatter, option, settings
 from .files import STREAM, check_output, pending_output, read_input
-from .output import Voice, print_result, set_verbose
+from .output import Voice, print_result
 from .words import EXIT_CODES_HELP, entries_text, hooks_brief, hooks_table, summary
 
 if TYPE_CHECKING:
+    from bpfchain.transform.manifest_link import LinkRecord
     from bpfchain.transform.request import Need, Patched, Request
 
 __all__ = ["command"]
@@ -88,8 +90,10 @@ def _show_hooks(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @option("--manifest", metavar="FILE", group="The manifest",
         help="Record the link in FILE; several commands may do so at a time.")  # fmt: skip
 @option("--chain", metavar="NAME", group="The manifest",
-        help="The chain's name there.  [default: FILE without its ending]")  # fmt: skip
-@option("--json", "as_json", is_flag=True, group="Output", help="Print the link's record on stdout.")
+        help="The chain's name there.  [default: as FILE says, or FILE without its ending]")  # fmt: skip
+@option(
+    "--json", "as_json", is_flag=True, group="Output", help="Print the link's record on stdout."
+)
 @chatter
 @option("--help-hooks", is_flag=True, is_eager=True, expose_value=False, callback=_show_hooks,
         group="Other", help="Show every hook with its sections and codes, and exit.")  # fmt: skip
@@ -108,7 +112,6 @@ def command(
     """Patch, record, write: the order in which a failure leaves nothing behind."""
     from bpfchain.transform.request import Request
 
-    set_verbose(verbose)
     voice = Voice(quiet, verbose)
     _check(target, manifest, chain, as_json)
     request = Request(allow=frozenset(allowed), **wanted)
@@ -120,7 +123,7 @@ def command(
             _record(patched, data, target, manifest, chain)
         pending.commit()
     if as_json:
-        print_result(_json(patched, data, target, manifest))
+        print_result(_json(patched, data, target))
     for warning in patched.warnings:
         voice.warn(f"{shown}: {warning}")
     voice.say(f"{'stdout' if target == STREAM else target}: {summary(patched)}, not verified")
@@ -152,40 +155,33 @@ def _transform(data: bytes, request: Request, shown: str) -> Patched:
         raise error.within(shown) from None
 
 
-def _relative(target: str, manifest: str | None) -> str:
-    """The object's path as the manifest beside it names it."""
-    folder = os.path.dirname(os.path.realpath(manifest)) if manifest is not None else os.getcwd()
-    real = os.path.join(os.path.realpath(os.path.dirname(target) or "."), os.path.basename(target))
-    return os.path.relpath(real, folder).replace(os.sep, "/")
-
-
-def _digests(patched: Patched, data: bytes) -> dict[str, str]:
+def _record_of(patched: Patched, data: bytes, named: str) -> LinkRecord:
     from hashlib import sha256
 
-    return {
-        "input_sha256": sha256(data).hexdigest(),
-        "output_sha256": sha256(patched.data).hexdigest(),
-    }
+    from bpfchain.transform.manifest_link import record_of
+
+    return record_of(
+        patched,
+        object_path=named,
+        input_sha256=sha256(data).hexdigest(),
+        output_sha256=sha256(patched.data).hexdigest(),
+    )
 
 
 def _record(patched: Patched, data: bytes, target: str, manifest: str, chain: str | None) -> None:
     from pathlib import Path
 
-    from bpfchain.transform.manifest_file import record_link
-    from bpfchain.transform.manifest_link import record_of
+    from bpfchain.transform.manifest_file import object_path, record_link
 
     path = Path(manifest)
-    record = record_of(patched, object_path=_relative(target, manifest), **_digests(patched, data))
-    record_link(path, record, chain=chain or path.stem)
+    record_link(path, chain, _record_of(patched, data, object_path(path, Path(target))))
 
 
-def _json(patched: Patched, data: bytes, target: str, manifest: str | None) -> str:
+def _json(patched: Patched, data: bytes, target: str) -> str:
     import json
 
-    from bpfchain.transform.manifest_link import record_of
-
-    record = record_of(patched, object_path=_relative(target, manifest), **_digests(patched, data))
-    return json.dumps(record.to_dict(), indent=2, ensure_ascii=False)
+    record = _record_of(patched, data, target).to_dict()
+    return json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
 
 
 def _explained(patched: Patched) -> list[str]:

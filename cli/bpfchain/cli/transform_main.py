@@ -10,3 +10,7 @@ def main() -> None:
     from .transform import command
 
     command.main(prog_name="bpfchain-transform")
+
+
+if __name__ == "__main__":
+    main()

@@ -35,8 +35,11 @@ class ChainFileError(RefusedError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkEntry:
-    """One ``[[link]]``. ``object`` is a path, relative to the chain file's folder; code lists are text as on the
-    command line, None the hook's default; ``hook`` is the link's own, else the chain's."""
+    """One ``[[link]]``.
+
+    ``object`` is a path, relative to the chain file's folder; code lists are text as on the command
+    line, None the hook's default; ``hook`` is the link's own, else the chain's.
+    """
 
     object: str
     program: str | None = None

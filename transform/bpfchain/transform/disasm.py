@@ -8,8 +8,27 @@ from __future__ import annotations
 
 from .helpers import helper_name
 from .isa import (
-    ALU32, ALU64, CALL, CALLX, EXIT, GOTOX, JA, JA32, JMP, JMP32, LD, LD_ABS_IND, LDDW, LDX,
-    MAY_GOTO, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_KFUNC_CALL, ST, STX, Insn,
+    ALU32,
+    ALU64,
+    CALL,
+    CALLX,
+    EXIT,
+    GOTOX,
+    JA,
+    JA32,
+    JMP,
+    JMP32,
+    LD,
+    LD_ABS_IND,
+    LDDW,
+    LDX,
+    MAY_GOTO,
+    PSEUDO_CALL,
+    PSEUDO_FUNC,
+    PSEUDO_KFUNC_CALL,
+    ST,
+    STX,
+    Insn,
 )  # fmt: skip
 
 __all__ = ["render"]

@@ -24,6 +24,7 @@ from .refuse import check_hazards, check_program
 from .report import license_of, maps_of, redirects_of
 from .request import Cost, EntryProgram, Patched, Request
 from .rewrite import patch_object
+from .stack import check_stack
 from .subject import Subject, entry_names, flow_of, read_types
 from .version import VERSION
 
@@ -82,7 +83,7 @@ def transform_object(data: bytes, request: Request) -> Patched:
         strategy=patch.strategy,
         why=patch.why,
         keep=patch.keep,
-        before=Cost(len(code.insns), None if flow.lowest is None else -flow.lowest),
+        before=Cost(len(code.insns), check_stack(subject, extra=0)),
         after=patch.after,
         frags=program.section.name.removeprefix("?").startswith("xdp.frags"),
         debug=patch.debug,
