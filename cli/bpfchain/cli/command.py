@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -37,7 +37,13 @@ def option(*args: Any, **kwargs: Any) -> Callable[[F], F]:
     return click.option(*args, cls=Option, **kwargs)
 
 
-class Choice(click.ParamType[str]):
+if TYPE_CHECKING:
+    _WordType = click.ParamType[str]
+else:  # older click: not generic
+    _WordType = click.ParamType
+
+
+class Choice(_WordType):
     """One of a few words; a wrong one comes with the nearest right one."""
 
     name = "word"
@@ -193,7 +199,7 @@ def _as_usage(error: click.UsageError) -> UsageError:
         return UsageError(f"{_named(error.param)} is missing", help_page)
     if isinstance(error, click.BadParameter) and error.param is not None:
         return UsageError(f"{_named(error.param)}: {_lowered(error.message)}", help_page)
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if type(error).__name__ == "NoArgsIsHelpError":
         return UsageError("a command is missing", help_page)
     return UsageError(_lowered(error.format_message()), help_page)
 
@@ -202,12 +208,9 @@ def _named(parameter: click.Parameter | None) -> str:
     if parameter is None:
         return "something"
     if isinstance(parameter, click.Argument):
-        return parameter.make_metavar(click.get_current_context(silent=True) or _NO_CONTEXT)
+        return parameter.metavar or str(parameter.name).upper()
     long = [name for name in parameter.opts if name.startswith("--")]
     return long[0] if long else parameter.opts[0]
-
-
-_NO_CONTEXT = click.Context(click.Command("none"))
 
 
 def _lowered(message: str) -> str:

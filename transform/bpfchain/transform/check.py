@@ -6,6 +6,8 @@ The last line of defence of the transformer against input that no compiler makes
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from . import isa
 from . import records as r
 from .btf import Btf, Kind
@@ -83,7 +85,7 @@ def _check_records(obj: Object, btf: Btf, ext: BtfExt) -> None:
         names = btf.offsets_of(section.name)
         for number in (FUNC_INFO, LINE_INFO):
             offsets = [record.offset for record in ext.parts[number].of(names)]
-            if any(b <= a for a, b in zip(offsets, offsets[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(offsets)):
                 raise RefusedError(f"section .BTF.ext: two records for one place in {section.name}")
             if offsets and offsets[-1] >= len(section.data):
                 raise RefusedError(f"section .BTF.ext: a record behind the end of {section.name}")

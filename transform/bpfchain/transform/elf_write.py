@@ -66,37 +66,39 @@ def _ordered(symbols: tuple[Symbol, ...]) -> list[Symbol]:
 
 def _with_strings(obj: Object) -> Object:
     """Give every new name a place in its string table (existing strings are reused)."""
-    tables = {section.id: bytearray(section.data) for section in obj.sections}
-    symtab = obj.by_id[obj.symtab] if obj.symtab is not None else None
+    grown: dict[SectionId, bytearray] = {}
 
     def place(table: SectionId, name: str) -> int:
+        strings = grown.setdefault(table, bytearray(obj.by_id[table].data))
         wanted = name.encode() + b"\0"
-        at = tables[table].find(b"\0" + wanted)
+        at = strings.find(b"\0" + wanted)
         if at >= 0:
             return at + 1
-        tables[table] += wanted
-        return len(tables[table]) - len(wanted)
+        strings += wanted
+        return len(strings) - len(wanted)
 
-    if all(s.name_offset is not None for s in obj.sections) and all(
-        s.name_offset is not None for s in obj.symbols
-    ):
-        return obj
-    sections = [
-        s if s.name_offset is not None else replace(s, name_offset=place(obj.shstrtab, s.name))
-        for s in obj.sections
-    ]
+    sections = tuple(
+        section
+        if section.name_offset is not None
+        else replace(section, name_offset=place(obj.shstrtab, section.name))
+        for section in obj.sections
+    )
     symbols = obj.symbols
-    if symtab is not None and symtab.link is not None:
-        link = symtab.link
+    names = obj.by_id[obj.symtab].link if obj.symtab is not None else None
+    if names is not None:
         symbols = tuple(
-            s if s.name_offset is not None else replace(s, name_offset=place(link, s.name))
-            for s in obj.symbols
+            symbol
+            if symbol.name_offset is not None
+            else replace(symbol, name_offset=place(names, symbol.name))
+            for symbol in symbols
         )
+    if not grown:
+        return obj
     return replace(
         obj,
         sections=tuple(
-            s.with_data(bytes(tables[s.id])) if len(tables[s.id]) != len(s.data) else s
-            for s in sections
+            section.with_data(bytes(grown[section.id])) if section.id in grown else section
+            for section in sections
         ),
         symbols=symbols,
     )

@@ -119,13 +119,10 @@ def apply_layouts(obj: Object, layouts: tuple[Layout, ...]) -> Object:
     data = {layout.section: _layout_data(obj, layout) for layout in layouts}
     sections: list[Section] = []
     for section in obj.sections:
-        if section.id in data:
-            section = section.with_data(data[section.id])
-        elif section.type == r.SHT_REL and section.target in relocations:
-            target = section.target
-            assert target is not None
-            section = section.with_data(obj.encode_relocations(relocations.pop(target)))
-        sections.append(section)
+        body = data.get(section.id)
+        if section.type == r.SHT_REL and section.target in relocations:
+            body = obj.encode_relocations(relocations.pop(section.target))
+        sections.append(section if body is None else section.with_data(body))
     symbols = tuple(
         symbol
         if symbol.place is None or symbol.type == r.STT_SECTION or not moves.covers(symbol.place)
@@ -199,18 +196,16 @@ def _move_addends(obj: Object, moves: OffsetMap) -> Object:
     }
     if not section_symbols:
         return obj
-    sections = []
+    changed = {}
     for section in obj.sections:
         holder = _relocations_of(obj, section)
         fixes = [item for item in holder if item.symbol in section_symbols]
         if fixes:
             body = bytearray(section.data)
             for item in fixes:
-                place = section_symbols[item.symbol]
-                assert place is not None
-                _fix_addend(body, item, section, place, moves, obj.order)
-            section = section.with_data(bytes(body))
-        sections.append(section)
+                _fix_addend(body, item, section, section_symbols[item.symbol], moves, obj.order)
+            changed[section.id] = section.with_data(bytes(body))
+    sections = (changed.get(section.id, section) for section in obj.sections)
     return replace(obj, sections=tuple(sections), _decoded={})
 
 

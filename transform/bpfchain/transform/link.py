@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .codes import CodeSet
+from .codes import CODE_MAX, CODE_MIN, CodeSet
 from .errors import UsageError
 from .policy import LINKS_MAX, Hook
 
@@ -66,15 +66,14 @@ class Link:
             )
         names = self.hook.names
         for what, codes in (("success", self.success), ("redirect", self.redirect)):
-            if what == "success" and len(codes) > len(self.hook.legal):
+            if CODE_MIN in codes and CODE_MAX in codes:
                 continue  # any and complements say "whatever the hook returns"
-            for low, high in codes.ranges:
-                if any(not _within(self.hook.legal, edge) for edge in (low, high)):
-                    raise UsageError(
-                        f"--{what}: {low if not _within(self.hook.legal, low) else high} is no code "
-                        f"of {self.hook.name}",
-                        f"its codes: {self.hook.legal.describe(names)}",
-                    )
+            strange = codes.difference(self.hook.legal)
+            if strange:
+                raise UsageError(
+                    f"--{what}: {strange.ranges[0][0]} is no code of {self.hook.name}",
+                    f"its codes: {self.hook.legal.describe(names)}",
+                )
         if len(self.redirect) > 64:
             raise UsageError("--redirect takes a finite list of codes, not any or a complement")
         if self.mode == "slots":
@@ -105,10 +104,6 @@ class Link:
                 return Leave() if state is None else Return(state)
             return GoOn(state, state)
         return Leave()
-
-
-def _within(codes: CodeSet, code: int) -> bool:
-    return code in codes
 
 
 def saved_map_name(slots_map: str) -> str:

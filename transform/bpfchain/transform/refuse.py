@@ -6,6 +6,7 @@ showed it (DESIGN section 3, "Refuse early").
 
 from __future__ import annotations
 
+from . import isa
 from .btf import Btf, Kind
 from .elf import Object
 from .errors import RefusedError
@@ -52,10 +53,30 @@ def check_program(
             else "is referred to by other code: its caller would get the chain's verdict"
         )
         raise RefusedError(f"{program.what} {how} ({section}+{offset})")
+    _check_neighbours(obj, program)
     if obj.section(".jumptables") is not None:
         raise RefusedError(
             "section .jumptables holds instruction offsets that the patch would not move"
         )
+
+
+def _check_neighbours(obj: Object, program: Function) -> None:
+    """Other programs of the section move; a call between them without a relocation would not."""
+    section, symbol = program.section, program.symbol
+    if symbol.size == len(section.data):
+        return
+    relocated = {item.offset for item in obj.relocations(section.id)}
+    opcodes = section.data[:: isa.INSN_SIZE]
+    at = opcodes.find(isa.CALL)
+    while at >= 0:
+        offset = at * isa.INSN_SIZE
+        insn = isa.decode(section.data[offset : offset + isa.INSN_SIZE], obj.order)[0]
+        if insn.src == isa.PSEUDO_CALL and offset not in relocated:
+            raise RefusedError(
+                f"section {section.name}: the instruction at {offset} calls within its section "
+                "without a relocation, and what lies between would grow"
+            )
+        at = opcodes.find(isa.CALL, at + 1)
 
 
 def check_hazards(
