@@ -20,7 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 ALLOWED_SKIPS = (
     # a skip that CI may see, by a piece of its reason; everything else that is skipped there fails
-    "no longer has",
+    "Debian has no",  # a package of sid moved on: the newer one is tested instead
+    "add its digest here",
 )
 
 

@@ -114,15 +114,16 @@ RECVMSG4 = _addr("recvmsg4", AttachType.CGROUP_UDP4_RECVMSG, always=True)
 RUN = (
     XDP, TC, TCX_IN, TCX_OUT, SKB_IN, SKB_OUT, SK_LOOKUP, NETFILTER, SOCKET,
     _lwt("lwt_in", ProgType.LWT_IN), _lwt("lwt_out", ProgType.LWT_OUT),
-    _lwt("lwt_xmit", ProgType.LWT_XMIT), _lwt("lwt_seg6local", ProgType.LWT_SEG6LOCAL),
+    _lwt("lwt_xmit", ProgType.LWT_XMIT),
     _trace("raw_tp", "verdict_raw_tp", "verdict_raw_tp", ProgType.RAW_TRACEPOINT, runs=True),
-    _trace(
-        "raw_tp.w", "verdict_raw_tp", "verdict_raw_tp_w", ProgType.RAW_TRACEPOINT_WRITABLE, runs=True
-    ),
 )  # fmt: skip
 """Hooks whose programs BPF_PROG_TEST_RUN runs."""
 LOAD_ONLY = (
-    BIND4, RECVMSG4,
+    BIND4, RECVMSG4, _lwt("lwt_seg6local", ProgType.LWT_SEG6LOCAL),
+    _trace(
+        "raw_tp.w", "verdict_raw_tp", "verdict_raw_tp_w", ProgType.RAW_TRACEPOINT_WRITABLE,
+        runs=False,
+    ),
     _addr("bind6", AttachType.CGROUP_INET6_BIND, wide=True),
     _addr("connect4", AttachType.CGROUP_INET4_CONNECT),
     _addr("connect6", AttachType.CGROUP_INET6_CONNECT),

@@ -352,7 +352,8 @@ def read_with_pyelftools(data: bytes) -> int:
     """Read all that pyelftools understands; how many symbols and relocations there were."""
     elf, seen = ELFFile(io.BytesIO(data)), 0
     for section in elf.iter_sections():
-        section.data()
+        if section["sh_type"] != "SHT_NOBITS":  # pyelftools makes that many zeros up
+            section.data()
         if isinstance(section, SymbolTableSection):
             seen += sum(1 for _ in section.iter_symbols())
         elif isinstance(section, RelocationSection):

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bpfchain.transform.chainfile import (
     ChainFile,
     ChainFileError,
@@ -18,9 +21,7 @@ from bpfchain.transform.errors import HostError
 from bpfchain.transform.manifest import Share, SharedMap
 from bpfchain.transform.policy import HOOKS, Hook, hook_named
 from bpfchain.transform.request import Request
-from hypothesis import given
-from hypothesis import strategies as st
-from support.manifests import code_sets
+from support.manifest_strategies import code_sets
 
 XDP = hook_named("xdp")
 
@@ -162,7 +163,8 @@ def test_codes_of_a_request_mean_what_the_file_said(data: st.DataObject, hook: H
         {"success": success.describe({}), "redirect": [str(code) for code in redirect]}, {}
     )
     first, second = plan(chain, [hook] * 2)
-    assert first.success is not None and first.redirect is not None
+    assert first.success is not None
+    assert first.redirect is not None
     assert CodeSet.parse(first.success, hook.names, what="") == success
     assert CodeSet.parse(first.redirect, hook.names, what="") == redirect
     assert CodeSet.parse(second.saved or "", hook.names, what="") == redirect
@@ -238,7 +240,7 @@ LINK = '[[link]]\nobject = "a.o"\n'
         (HEAD + LINK + LINK + '[share]\nc = ["0:bpfchain_slots", "1:a"]',
          "in 'share.c': bpfchain_slots is the chain's own map",
          "links of a chain share it anyway: leave it out"),
-        (HEAD + 'name = "again"', "is not TOML: Cannot overwrite a value (at line 2, column 15)", None),
+        (HEAD + 'name = "again"\n' + LINK, "is not TOML: Cannot overwrite a value (at line 2, column 15)", None),
         (HEAD + "link = " + "[" * 5000, "is not TOML: nested too deeply", None),
     ],
 )  # fmt: skip
@@ -274,9 +276,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ({"redirect": "5..7"}, "in 'link[1].redirect': 5 is no code of xdp",
          "its codes: ABORTED,DROP,PASS,TX,REDIRECT"),
         ({"redirect": "any"},
-         "in 'link[1]': redirect takes a finite list of codes, not any or a complement", None),
+         "in 'link[1].redirect': takes a finite list of codes, not any or a complement", None),
         ({"redirect": "not:DROP"},
-         "in 'link[1]': redirect takes a finite list of codes, not any or a complement", None),
+         "in 'link[1].redirect': takes a finite list of codes, not any or a complement", None),
     ],
 )  # fmt: skip
 def test_codes_that_the_hook_does_not_have(

@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from bpfchain.transform.errors import HostError, RefusedError
 from bpfchain.transform.manifest import Manifest, ManifestError, new_manifest
 from bpfchain.transform.manifest_file import (
@@ -27,10 +30,8 @@ from bpfchain.transform.manifest_file import (
     write_manifest,
 )
 from bpfchain.transform.policy import hook_named
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from support.manifests import edge, edge_records, make_link, make_record, manifests
-
+from support.manifest_strategies import manifests
+from support.manifests import edge, edge_records, make_link, make_record
 
 
 def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -52,7 +53,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(manifests())
 def test_the_text_is_canonical_and_reads_back(manifest: Manifest) -> None:
     text = dumps(manifest)
@@ -122,11 +123,9 @@ for index in sys.argv[2:]:
 def test_eight_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "edge.json"
     expected = dumps(new_manifest("edge", *(make_record(make_link(i)) for i in range(32))))
-    writers = [
-        start(RECORDER, str(path), *(str(i) for i in range(n, 32, 8))) for n in range(8)
-    ]
+    writers = [start(RECORDER, str(path), *(str(i) for i in range(n, 32, 8))) for n in range(8)]
     for writer in writers:
-        assert writer.stdout is not None and writer.stdin is not None
+        assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
     for writer in writers:
         assert writer.stdin is not None
@@ -270,11 +269,13 @@ def test_a_file_that_is_no_manifest_is_refused_and_kept(
 ) -> None:
     path = tmp_path / "edge.json"
     path.write_bytes(text)
-    for ask in (lambda: read_manifest(path), lambda: record_link(path, None, edge_records()[0])):
-        with pytest.raises(ManifestError) as caught:
-            ask()
-        assert caught.value.message == f"{path}: {message}"
-        assert caught.value.exit_code == 3
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert caught.value.message == f"{path}: {message}"
+    assert caught.value.exit_code == 3
+    with pytest.raises(ManifestError) as caught:
+        record_link(path, None, edge_records()[0])
+    assert caught.value.message == f"{path}: {message}"
     assert path.read_bytes() == text
     assert os.listdir(tmp_path) == ["edge.json"]
 
@@ -294,10 +295,11 @@ def test_a_damaged_file_is_read_or_refused(data: st.DataObject) -> None:
     try:
         manifest = loads(bytes(text))
     except ManifestError as error:
-        assert "\n" not in error.message
+        said = error.message
     else:
-        manifest.validate()
+        said = ""
         assert loads(dumps(manifest).encode()) == manifest
+    assert "\n" not in said
 
 
 TEXT = dumps(edge()).encode()

@@ -7,6 +7,7 @@ set is a list of codes and ranges (``{"from": 9, "to": 127}``), or ``{"any": tru
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .codes import CODE_MAX, CODE_MIN, CodeSet
@@ -20,9 +21,11 @@ __all__ = ["at_key", "code_json", "codes_json", "read_code", "read_codes"]
 def at_key(error: UsageError) -> tuple[str, str]:
     """The key and the message of an error that speaks of options (``--success: …``); the key is
     empty where it names none."""
-    message = error.message.removeprefix("--")
-    key, colon, rest = message.partition(": ")
-    return (key, rest) if colon and key in ("success", "redirect", "saved") else ("", message)
+    match = _OPTION.fullmatch(error.message)
+    return (match[1], match[2]) if match else ("", error.message)
+
+
+_OPTION = re.compile(r"(?:--)?(success|redirect|saved):? (.*)")
 
 
 def code_json(code: int, hook: Hook) -> dict[str, Any]:
