@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,13 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.chains import (
+    MANUAL,
+    PROGRAMS,
+    RESULTS,
+    BuildError,
+    compile_c,
+    first_line,
+    transform,
+)
 from bench.kernels.fetch import ARCHES, KERNELS, FetchError, fetch_kernel
 from bench.kernels.matrix import Boot, Job, Link, MatrixError, boot_jobs
-
-ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ROOT / "corpus" / "programs"
-MANUAL = ROOT / "bench" / "manual"
-RESULTS = ROOT / ".build" / "bench"
 
 # Object and program of each link, in order; the last one is not changed by hand.
 CHAIN = (("filter", "filter"), ("metrics", "metrics"), ("log", "log_tcp"))
@@ -57,14 +59,14 @@ WAYS: Mapping[str, Way] = {
 # (arch, kernel, way) -> what the verifier says there, for what cannot work and must not: a way in
 # this table that does load is a failure too, so that the table stays true.
 EXPECTED: Mapping[tuple[str, str, str], str] = {
-    ("aarch64", "5.10", "subprog"): "tail_calls are not allowed in non-JITed programs with bpf-to-bpf calls",
+    (
+        "aarch64",
+        "5.10",
+        "subprog",
+    ): "tail_calls are not allowed in non-JITed programs with bpf-to-bpf calls",
 }
 
 BEGIN, END = "/* chained by hand: begin */\n", "/* chained by hand: end */\n\n"
-
-
-class CostError(Exception):
-    """A chain cannot be built or did not do its work; the text is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,55 +103,35 @@ def without_chaining(source: str) -> str:
     head, begin, rest = source.partition(BEGIN)
     block, end, body = rest.partition(END)
     if not begin or not end or "bpf_tail_call" not in block:
-        raise CostError("no block `chained by hand` with a tail call in it")
+        raise BuildError("no block `chained by hand` with a tail call in it")
     return head + body.replace("return next(ctx);", "return XDP_PASS;")
 
 
 def check_manual() -> None:
-    """Raise CostError where a hand-made link is more than its corpus source plus tail calls."""
+    """Raise BuildError where a hand-made link is more than its corpus source plus tail calls."""
     for index, (name, _) in enumerate(CHAIN[:-1]):
         source = (MANUAL / f"{name}.c").read_text()
         try:
             same = without_chaining(source) == (PROGRAMS / f"{name}.c").read_text()
-        except CostError as error:
-            raise CostError(f"bench/manual/{name}.c: {error}") from None
+        except BuildError as error:
+            raise BuildError(f"bench/manual/{name}.c: {error}") from None
         if not same:
-            raise CostError(
+            raise BuildError(
                 f"bench/manual/{name}.c differs from corpus/programs/{name}.c in more than its"
                 " tail calls: copy the corpus source again and chain it"
             )
         if f"bpf_tail_call(ctx, &bpfchain_slots, {index + 1});" not in source:
-            raise CostError(f"bench/manual/{name}.c does not tail-call slot {index + 1}")
-
-
-def _run(command: Sequence[str], what: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        # A traceback says it at its end, everything else in its first line.
-        last = -1 if lines[0].startswith("Traceback") else 0
-        raise CostError(f"{what}: {lines[last]}")
-    return done.stdout
+            raise BuildError(f"bench/manual/{name}.c does not tail-call slot {index + 1}")
 
 
 def build_manual(folder: Path) -> list[Link]:
-    """Compile the hand-made links as the corpus objects are compiled; the last one is the corpus's.
-
-    The corpus Makefile's flags count for cost in -O2, -g and -mcpu=v2 only.
-    """
+    """Compile the hand-made links; the last one is the corpus's own object."""
     check_manual()
-    asm = sorted(Path("/usr/include").glob("*-linux-gnu*/asm/types.h"))
-    if not asm:
-        raise CostError("no asm/types.h: apt-get install linux-libc-dev")
-    includes = [f"-I{PROGRAMS / 'include'}", f"-I{asm[0].parents[1]}"]
     links = []
     for index, (name, program) in enumerate(CHAIN):
         target = PROGRAMS / "el" / f"{name}.o"
         if index < len(CHAIN) - 1:
-            target = folder / f"manual-{name}.o"
-            flags = ["-target", "bpfel", "-mcpu=v2", "-g", "-O2", "-Wall", "-Werror", *includes]
-            source = MANUAL / f"{name}.c"
-            _run(["clang", *flags, "-c", str(source), "-o", str(target)], f"clang {name}.c")
+            target = compile_c(MANUAL / f"{name}.c", folder / f"manual-{name}.o")
         links.append(Link(target, {program: index}))
     return links
 
@@ -162,12 +144,10 @@ def build_chain(folder: Path, name: str, way: Way) -> list[Link]:
     links = []
     for index, (source, _) in enumerate(CHAIN):
         target = folder / f"{name}-{source}.o"
-        command = [sys.executable, "-m", "bpfchain.cli.transform_main"]
-        command += [str(PROGRAMS / "el" / f"{source}.o"), "--index", str(index)]
-        command += ["-o", str(target), "--json", *way.every, *(way.later if index else way.first)]
-        command += ["--last"] * (index == len(CHAIN) - 1)
-        record = json.loads(_run(command, f"bpfchain-transform {source}.o"))
-        links.append(Link(target, {e["program"]: e["slot"] for e in record["entries"]}))
+        options = [*way.every, *(way.later if index else way.first)]
+        options += ["--last"] * (index == len(CHAIN) - 1)
+        slots = transform(PROGRAMS / "el" / f"{source}.o", index, target, options)
+        links.append(Link(target, slots))
     return links
 
 
@@ -182,7 +162,7 @@ def build_ways(folder: Path) -> tuple[dict[str, list[Link]], dict[str, str]]:
     for label, way in WAYS.items():
         try:
             ways[label] = build_chain(folder, label, way)
-        except CostError as error:
+        except BuildError as error:
             failed[label] = str(error)
     return ways, failed
 
@@ -273,11 +253,6 @@ def find_failures(
     return lines
 
 
-def _first_line(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return re.split(r"\n", done.stdout)[0]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; 1 where something failed or costs too much."""
     parser = argparse.ArgumentParser(description="instructions per packet of a chain of three")
@@ -292,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ways, unbuilt = build_ways(Path(scratch))
             boots, table = measure(ways, kernels, options.arch)
         images = {kernel: fetch_kernel(kernel, options.arch) for kernel in kernels}
-    except CostError as error:
+    except BuildError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 3
     except (MatrixError, FetchError) as error:
@@ -312,8 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "unit": "guest instructions per packet",
         "arch": options.arch,
         "limit": options.limit,
-        "qemu": _first_line([f"qemu-system-{options.arch}", "--version"]),
-        "clang": _first_line(["clang", "--version"]),
+        "qemu": first_line([f"qemu-system-{options.arch}", "--version"]),
+        "clang": first_line(["clang", "--version"]),
         "kernels": {
             kernel: {
                 "release": boots[kernel].release,

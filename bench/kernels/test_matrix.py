@@ -12,11 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import cost
+from bench.chains import PROGRAMS, BuildError
 from bench.kernels import initramfs
 from bench.kernels.fetch import STORE, FetchError, newest_image
 from bench.kernels.matrix import Job, Link, MatrixError, boot_jobs, parse_console, write_jobs
 
-ALWAYS_PASS = Link(cost.PROGRAMS / "el" / "always_pass.o", {"always_pass": 0})
+ALWAYS_PASS = Link(PROGRAMS / "el" / "always_pass.o", {"always_pass": 0})
 
 
 def test_newest_plain_image_is_chosen() -> None:
@@ -32,7 +33,7 @@ def test_newest_plain_image_is_chosen() -> None:
     ]
     assert newest_image(names, "6.1", "amd64") == "linux-image-6.1.0-47-amd64-unsigned"
     assert newest_image(names, "7.2", "amd64") == "linux-binary-7.2.13+deb14-amd64"
-    with pytest.raises(FetchError, match="no kernel 7.2 for arm64"):
+    with pytest.raises(FetchError, match=r"no kernel 7\.2 for arm64"):
         newest_image(names, "7.2", "arm64")
 
 
@@ -104,8 +105,8 @@ def test_a_changed_manual_link_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         source = (cost.MANUAL / f"{name}.c").read_text()
         changed = source.replace("if (counter)", "if (0 && counter)")
         (tmp_path / f"{name}.c").write_text(changed)
-    monkeypatch.setattr(cost, "MANUAL", tmp_path)
-    with pytest.raises(cost.CostError, match=r"metrics\.c differs"):
+    monkeypatch.setattr("bench.cost.MANUAL", tmp_path)
+    with pytest.raises(BuildError, match=r"metrics\.c differs"):
         cost.check_manual()
 
 
@@ -122,10 +123,25 @@ def test_results_that_did_not_do_their_work_fail() -> None:
 
 def test_a_chain_over_the_limit_fails() -> None:
     def table(chain: int) -> dict[str, dict[str, dict[str, int | str]]]:
-        return {"6.1": {"ipv6-tcp": {"manual": 500, "chain": chain}}}
+        return {"6.1": {name: {"manual": 500, "chain": chain} for name in cost.packets()}}
 
     assert cost.find_failures(table(510), 1.02) == []
-    assert "allowed 1.02" in cost.find_failures(table(511), 1.02)[0]
+    lines = cost.find_failures(table(511), 1.02)
+    assert [line.split(":")[0] for line in lines] == [f"6.1 {name}" for name in cost.packets()]
+    assert all("allowed 1.02" in line for line in lines)
+
+
+def test_only_the_expected_failure_is_expected() -> None:
+    (arch, kernel, way), why = next(iter(cost.EXPECTED.items()))
+
+    def lines(value: int | str, arch: str = arch, kernel: str = kernel) -> list[str]:
+        return cost.find_failures({kernel: {"ipv6-tcp": {way: value}}}, 1.02, arch)
+
+    assert lines(f"load x.o: Invalid argument | {why}") == []
+    assert "works, but is expected to say" in lines(600)[0]
+    assert "Out of memory" in lines("load x.o: Out of memory")[0]
+    assert why in lines(why, kernel="6.1")[0]
+    assert why in lines(why, arch="x86_64")[0]
 
 
 def test_two_boots_give_the_same_numbers() -> None:

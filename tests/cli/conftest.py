@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from support.commands import PROGRAMS
 
 CHAIN = """\
@@ -27,7 +28,7 @@ object = "log.o"
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """filter.o, metrics.o, log.o and more, and chain.toml."""
-    for name in ("filter", "metrics", "log", "three_progs", "nobtf", "verdict_kprobe", "padded_key"):
+    for name in ("filter", "metrics", "log", "three_progs", "nobtf", "verdict_netfilter"):
         shutil.copy(PROGRAMS / f"{name}.o", tmp_path)
     (tmp_path / "chain.toml").write_text(CHAIN)
     return tmp_path

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from bpfchain.transform.policy import HOOKS
 from support.commands import run
 
@@ -19,7 +20,7 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "sub"), PAGES, ids=lambda v: " ".join(v))
+@pytest.mark.parametrize(("command", "sub"), PAGES, ids=[" ".join([c, *s]) for c, s in PAGES])
 def test_every_page_teaches_and_its_examples_run(here: Path, command: str, sub: list[str]) -> None:
     page = run(command, *sub, "--help", cwd=here)
     assert (page.code, page.stderr) == (0, "")

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from bpfchain.transform.request import Request
 from bpfchain.transform.transform import transform_object
 from support.commands import argv, environment, run
@@ -211,7 +212,9 @@ def test_output_may_be_the_input(here: Path) -> None:
     assert (here / "filter.o").read_bytes() == transform_object(data, Request(index=0)).data
     again = run(COMMAND, "filter.o", "--index", "1", "-o", "filter.o", cwd=here)
     assert again.code == 3
-    assert again.stderr.startswith("refused: filter.o: filter is already link 0 of a chain (patched by")
+    assert again.stderr.startswith(
+        "refused: filter.o: filter is already link 0 of a chain (patched by"
+    )
 
 
 def test_output_has_the_mode_of_a_new_file(here: Path) -> None:

@@ -17,10 +17,10 @@ from typing import NamedTuple, Self
 
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program, TestRun, load_raw
-from bpfchain.loader.uapi import MapType, ProgType
+from bpfchain.loader.uapi import BPF_F_XDP_HAS_FRAGS, MapType, ProgType
 from bpfchain.transform.request import Patched, Request
 from bpfchain.transform.transform import transform_object
-from bpfchain.verify.reference import chain_result, step
+from bpfchain.verify.reference import chain_result, low32, step
 from semantics.tally import TALLY
 from support.bpfcode import U32, U64, returns
 from support.kernel import Chain, ChainLink
@@ -310,3 +310,82 @@ class Driven:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self.chain.close()
+
+
+MARKED = 5000
+"""What a marker in place of the next link returns, plus its state's place in ``Single.states``."""
+
+
+class Single:
+    """One loaded link of any object; the slots behind it are empty, or hold a marker each.
+
+    ``others``: further programs of the object to load (its own tail calls' targets).
+    """
+
+    def __init__(self, made: Patched, others: Sequence[str] = ()) -> None:
+        hook = made.link.hook
+        self.made = made
+        self.entries = {entry.state: entry for entry in made.entries}
+        self.states: list[int | None] = [
+            None, *(code.value for code in hook.codes if code.state is not None)
+        ]  # fmt: skip
+        self._checked = hook.returns is not None
+        self._type, self._attach = ProgType(hook.prog_type_id), hook.attach_type_id
+        self._markers = Markers(self._type, self._attach, BPF_F_XDP_HAS_FRAGS if made.frags else 0)
+        self._marked = False
+        try:
+            self.chain = Chain(
+                [chain_link(made)],
+                max_entries=hook.slots,
+                prog_type=self._type,
+                expected_attach_type=self._attach,
+                programs={*others, *(entry.name for entry in made.entries)},
+                share=("bpfchain_saved",) if made.link.mode == "map" and made.strategy != "none" else (),
+            )
+        except BaseException:
+            self._markers.__exit__(None, None, None)
+            raise
+
+    def program(self, state: int | None = None) -> Program:
+        """The entry program for ``state``."""
+        return self.chain.program(self.made.link.index, self.entries[state].name)
+
+    def map(self, name: str) -> Map:
+        """A map of the object; a data section's by the end of its name (``.data``)."""
+        index = self.made.link.index
+        (found,) = (n for n in self.chain.maps(index) if n == name or n.endswith(name))
+        return self.chain.map(index, found)
+
+    def mark(self) -> None:
+        """Fill the next link's slot of every state."""
+        for number, state in enumerate(self.states):
+            marker = self._markers.make(number, 1 if self._checked else MARKED + number)
+            self.chain.slots.set_fd(
+                self.made.link.hook.slot(state, self.made.link.index + 1), marker.fileno()
+            )
+        self._marked = True
+
+    def run(
+        self, state: int | None, data: bytes, ctx: bytes | None = None
+    ) -> tuple[tuple[int, list[int]], TestRun]:
+        """One run of an entry: its code and the markers that ran; and all that the run gave."""
+        done = self.program(state).test_run(data, ctx)
+        return (done.signed, self._markers.ran(len(self.states))), done
+
+    def right(self, spec: Spec, state: int | None, code: int) -> tuple[int, list[int]]:
+        """What the reference says ``run`` must give where the program itself returns ``code``."""
+        goes_on, then = step(spec, state, code)
+        if goes_on and self._marked and not self.made.link.last:
+            number = self.states.index(then)
+            return (1 if self._checked else MARKED + number), [number]
+        return (then if goes_on and then is not None else low32(code)), []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.chain.close()
+        self._markers.__exit__(kind, error, trace)

@@ -100,10 +100,12 @@ def test_every_state_and_code(place: Place, strategy: str) -> None:
     """The next link absent, then there, in each state; ``--last``, in each state."""
     indexes = itertools.cycle(INDEXES)
     checks = 0
-    for number, (spec, last) in enumerate(itertools.product(specs(place), (False, True))):
+    # tcx is tc with another default: all of it there, a part of the rest here
+    chosen = specs(place)[:: 4 if place.name.startswith("tcx") else 1]
+    for number, (spec, last) in enumerate(itertools.product(chosen, (False, True))):
         saved = some(place.saveable, number)
         checks += check_link(place, spec, saved, next(indexes), strategy, last)
-    for spec in specs(place)[::3]:
+    for spec in chosen[::3]:
         checks += check_link(place, spec, (), 0, strategy, last=False)
     TALLY.add("entry runs of one link", checks)
     assert checks > 100

@@ -37,7 +37,9 @@ def argv(command: str, *arguments: str | Path) -> list[str]:
 
 def environment(**changed: str) -> dict[str, str]:
     """The environment of a command: this checkout's packages, no colour settings of the host."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CLICOLOR_FORCE", "COLUMNS")}
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CLICOLOR_FORCE", "COLUMNS")
+    }
     return kept | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)} | changed
 
 

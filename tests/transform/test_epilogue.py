@@ -189,9 +189,9 @@ def _reachable(made: Fragment, start: int) -> set[int]:
 
 def _links(hook: Hook) -> Iterator[Link]:
     """S and R that DESIGN section 2 tells apart, at both ends of the index range."""
-    numbered = [code.value for code in hook.codes if code.state is not None]
+    legal = CodeSet((hook.returns,)) if hook.returns is not None else hook.legal
+    numbered = [c.value for c in hook.codes if c.state is not None and c.value in legal]
     first, last = numbered[0], numbered[-1]
-    legal = hook.legal
     successes = {hook.success, CodeSet.any(), CodeSet(), CodeSet.excluding(numbered[0])}
     successes |= {CodeSet.of(numbered[0]), CodeSet.of(first, last)}
     redirects = {CodeSet(), CodeSet.of(first), CodeSet.of(last), CodeSet.of(*numbered)}
@@ -218,7 +218,7 @@ def test_every_hook(hook: Hook) -> None:
             keep = None if link.ends else KEEPS[number % len(KEEPS)]
             check(Case(link, state, keep, bool(number % 2), (None,)))
             ran += 1
-    assert ran >= 40
+    assert ran >= 15, "almost nothing was tried"
 
 
 def _known_exits(link: Link, state: int | None) -> list[int]:
@@ -285,7 +285,7 @@ def test_map_mode(hook: Hook) -> None:
             keep = None if link.ends else KEEPS[number % len(KEEPS)]
             _check_map(Case(link, None, keep, bool(number % 2), (None,)))
             ran += 1
-    assert ran >= 8
+    assert ran >= 6
 
 
 def _check_map(case: Case) -> None:
@@ -293,7 +293,8 @@ def _check_map(case: Case) -> None:
     made, entry = build_epilogue(link, None, keep=case.keep, exits=(None,), code_register=6, jmp32=case.jmp32)
     visited: set[int] = set()
     by_index: dict[int, set[int]] = defaultdict(set)
-    numbered = [known.value for known in link.hook.codes if known.state is not None]
+    legal = CodeSet((link.hook.returns,)) if link.hook.returns is not None else CodeSet.any()
+    numbered = [c.value for c in link.hook.codes if c.state is not None and c.value in legal]
     for before in (None, *numbered):
         value = 0 if before is None else _FLAG | before & _M32
         # what lies there when the first link starts is an earlier run's

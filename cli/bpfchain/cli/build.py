@@ -153,7 +153,11 @@ def _hook_of(chain: ChainFile, index: int, data: bytes) -> Hook:
     from bpfchain.transform.program import find_program
 
     entry = chain.links[index]
-    program = find_program(read_object(data), entry.program, frozenset())
+    try:
+        program = find_program(read_object(data), entry.program, frozenset())
+    except UsageError as error:  # it speaks of the option of another command
+        message = error.message.replace("with --program", "with `program` in the chain file")
+        raise UsageError(message, error.hint) from None
     return hook_of_section(program.section.name, entry.hook or chain.hook, what=program.what)
 
 

@@ -95,7 +95,11 @@ def _look(
     from .changes import ObjectView, entry_view
 
     obj = read_object(data)
-    known = read_provenance(obj)
+    try:
+        known = read_provenance(obj)
+    except UsageError as error:  # it speaks of options, and this is a file
+        message = error.message.removeprefix("--")
+        raise RefusedError(f"section .bpfchain is not readable ({message})") from None
     if not known:
         names = ", ".join(function.name for function in programs_of(obj)) or "none"
         raise RefusedError(
@@ -250,9 +254,8 @@ def _entry_lines(link: Link, view: EntryView) -> list[str]:
     lines = [plain(f"  {view.name}{state}: {view.instructions} instructions{added}")]
     if not view.rows:
         return lines
-    left, right = _widths(view.rows)
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
-    beside = left + right + 12 <= wide
+    left, right, noted = _widths(view.rows)
+    beside = len("     ") + left + len("   +  ") + right + noted <= _columns()
     if beside:
         lines.append(f"     {'original':{left}}     patched")
     for row in view.rows:
@@ -260,9 +263,18 @@ def _entry_lines(link: Link, view: EntryView) -> list[str]:
     return lines
 
 
-def _widths(rows: tuple[Change, ...]) -> tuple[int, int]:
+def _columns() -> int:
+    """How wide a line may be: a pipe takes any."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
+
+
+def _widths(rows: tuple[Change, ...]) -> tuple[int, int, int]:
     sides = [(_side(row.original), _side(row.patched)) for row in rows]
-    return max(8, *(len(a) for a, _ in sides)), max(len(b) for _, b in sides)
+    return (
+        max(8, *(len(a) for a, _ in sides)),
+        max(len(b) for _, b in sides),
+        max(len(row.note or "") + 2 for row in rows),
+    )
 
 
 def _side(side: Any) -> str:
@@ -290,7 +302,11 @@ def _below(row: Change) -> list[str]:
 
 
 def _source(row: Change) -> list[str]:
-    return [styled(plain(f"     ; {row.source}"), sys.stdout, dim=True)] if row.source else []
+    if not row.source:
+        return []
+    text, wide = plain(f"     ; {row.source}"), _columns()
+    cut = text if len(text) <= wide else text[: wide - 1] + "…"
+    return [styled(cut, sys.stdout, dim=True)]
 
 
 def _coloured(row: Change, text: str) -> str:
