@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.chains import MANUAL, RESULTS, BuildError, compile_c, first_line, transform
+
 from bpfchain.loader.libbpf import ObjectFile
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program

@@ -172,6 +172,7 @@ def btf_types(data: bytes, bpftool: list[str]) -> list[dict[str, Any]] | None:
         command = [*bpftool, "-j", "btf", "dump", "file", str(path), "format", "raw"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
+        assert b"\0.BTF\0" not in data, done.stderr + done.stdout
         return None
     types: list[dict[str, Any]] = json.loads(done.stdout)["types"]
     return types

@@ -84,6 +84,8 @@ def control_flow(insns: list[Insn], *, what: str) -> list[tuple[int, ...]]:
         if not begins[slot]:
             result.append(())
             continue
+        if insn.dst > _FRAME_POINTER or (insn.src > _FRAME_POINTER and not insn.wide):
+            raise RefusedError(f"{what}: instruction {slot} names a register that does not exist")
         after = slot + (2 if insn.wide else 1)
         if insn.opcode == isa.EXIT:
             result.append(())

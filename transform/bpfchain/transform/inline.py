@@ -35,6 +35,12 @@ class Entry:
     def size(self) -> int:
         return sum(piece.size for piece in self.pieces)
 
+    @property
+    def front(self) -> int:
+        """Added instructions before the first copied one."""
+        first = self.pieces[0]
+        return len(first.insns) if isinstance(first, Fresh) else 0
+
 
 def check_inline(program: Function, reach: Reach) -> None:
     """Refuse what leaves the program without passing an exit of its own."""

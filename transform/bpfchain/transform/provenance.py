@@ -15,7 +15,7 @@ from . import records as r
 from .codes import CodeSet
 from .elf import Object
 from .elf_edit import add_section, change_section
-from .errors import RefusedError
+from .errors import RefusedError, UsageError
 from .link import Link
 from .policy import hook_named
 
@@ -35,7 +35,12 @@ class Provenance:
     debug: str
     input_sha256: str
     tool: str
-    keep: str | None = None
+    why: str
+    keep: str | None
+    front: int
+    """Added instructions before the body, of an entry that keeps it in place."""
+    body: int
+    """Instructions of the body."""
 
     def to_strings(self) -> tuple[str, ...]:
         """The group's entries."""
@@ -53,7 +58,10 @@ class Provenance:
             "last": "yes" if link.last else "no",
             "slots": link.slots_map,
             "strategy": self.strategy,
+            "why": self.why,
             "keep": self.keep or "",
+            "front": str(self.front),
+            "body": str(self.body),
             "debug": self.debug,
             "input": f"sha256:{self.input_sha256}",
         }
@@ -92,7 +100,7 @@ def read_provenance(obj: Object) -> tuple[Provenance, ...]:
             if key:
                 groups[-1][key] = value
         return tuple(_read(MappingProxyType(group)) for group in groups)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, UsageError) as error:
         raise RefusedError(
             f"section {SECTION} is not readable ({error})",
             "it was written by another version, or damaged",
@@ -115,5 +123,8 @@ def _read(group: MappingProxyType[str, str]) -> Provenance:
     return Provenance(
         program=group["link"], link=link, strategy=group["strategy"], debug=group["debug"],
         input_sha256=group["input"].removeprefix("sha256:"), tool=group["tool"],
+        why=group["why"],
         keep=group["keep"] or None,
+        front=int(group["front"]),
+        body=int(group["body"]),
     )  # fmt: skip

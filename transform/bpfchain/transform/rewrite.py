@@ -47,6 +47,8 @@ class Patch:
     after: Cost
     debug: str
     needs: tuple[Need, ...] = ()
+    front: int = 0
+    """Added instructions before the body in the entry of state none."""
 
 
 def patch_object(subject: Subject, link: Link, request: Request) -> Patch:
@@ -190,6 +192,7 @@ class _Work:
         return Patch(
             obj, btf, plan.strategy, plan.why, told, Cost(count, plan.stack),
             "dropped" if debug else "none", plan.needs,
+            plan.entries[0].front if plan.strategy == "inline" else 0,
         )  # fmt: skip
 
     def _entries(

@@ -67,7 +67,8 @@ def transform_object(data: bytes, request: Request) -> Patched:
         patch.obj,
         Provenance(
             program=program.name, link=link, strategy=patch.strategy, debug=patch.debug,
-            input_sha256=hashlib.sha256(data).hexdigest(), tool=VERSION, keep=patch.keep,
+            input_sha256=hashlib.sha256(data).hexdigest(), tool=VERSION, why=patch.why,
+            keep=patch.keep, front=patch.front, body=len(code.insns),
         ),
     )  # fmt: skip
     check_object(obj)
