@@ -24,7 +24,8 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """All fenced blocks of a page, in order."""
     found: list[Block] = []
-    section, fence, inside = "", None, []
+    section, inside = "", list[str]()
+    fence: tuple[int, str] | None = None
     for number, line in enumerate(page.read_text().splitlines(), 1):
         if fence is not None:
             if line == "```":

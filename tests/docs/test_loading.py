@@ -7,9 +7,11 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
 from docs.pages import DOCS, ROOT, Block, blocks
 from loaders import build
 from support.kernel import BPFFS
@@ -18,9 +20,10 @@ PAGE = DOCS / "loading.md"
 BLOCKS = blocks(PAGE)
 PLAYGROUND = "A place to try it"
 SECTIONS = list(dict.fromkeys(block.section for block in BLOCKS if block.section != PLAYGROUND))
+BIN = Path(sys.executable).parent
 ENVIRONMENT = {
     **os.environ,
-    "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
+    "PATH": f"{BIN}:{os.environ['PATH']}",
     "BPFCHAIN": str(ROOT),
     "GOTOOLCHAIN": "local",
 }
@@ -137,11 +140,15 @@ def test_one_kind_of_program(
     if fits:
         shell(script, tmp_path, *prefix)
         return
-    with pytest.raises(AssertionError, match=r"/sys/fs/bpf/second[\s\S]*Invalid argument") as failed:
+    with pytest.raises(
+        AssertionError, match=r"/sys/fs/bpf/second[\s\S]*Invalid argument"
+    ) as failed:
         shell(script, tmp_path, *prefix)
     log = re.search(r"BEGIN PROG LOAD LOG --\n(.*?)-- END", str(failed.value), re.S)
     assert log is not None
-    assert re.fullmatch(r"processed \d+ insns[^\n]*", log[1].strip()), "the log gives a reason after all"
+    assert re.fullmatch(r"processed \d+ insns[^\n]*", log[1].strip()), (
+        "the log gives a reason after all"
+    )
 
 
 def test_a_map_that_is_too_small_is_not_noticed(tmp_path: Path, kernel: None) -> None:

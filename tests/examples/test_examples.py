@@ -7,15 +7,19 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
+BIN = Path(sys.executable).parent
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
-    "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
+    **{
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    },
+    "PATH": f"{BIN}:{os.environ['PATH']}",
 }
 SLEEPABLE = """\
 #include <linux/bpf.h>
@@ -123,7 +127,9 @@ def test_refused(folder: Path) -> None:
     assert len(said) <= 2, done.stderr
     assert all(line.startswith(("refused: ", "  hint: ")) for line in said), done.stderr
     assert set(objects(folder)) == {"guard.o"}
-    leftovers = {path.name for path in folder.iterdir()} - {path.name for path in EXAMPLES.iterdir()}
+    leftovers = {path.name for path in folder.iterdir()} - {
+        path.name for path in EXAMPLES.iterdir()
+    }
     assert leftovers <= {"guard.o"}
     assert run("make", "link0.o", cwd=folder).returncode != 0, "a second make must fail too"
 

@@ -31,7 +31,10 @@ LENGTHS = (60, 61, 62, 63, 101, 102, 200, 513, 514, 600)
 
 def request(spec: Spec, **options: object) -> Request:
     redirect = ",".join(map(str, spec.redirect)) or None
-    return Request(success=spec.success.option, redirect=redirect, **options)  # type: ignore[arg-type]
+    return Request(
+        success=spec.success.option, redirect=redirect, **options,  # type: ignore[arg-type]
+        allow=frozenset({"redirect-hazard"}),  # the targets of own tail calls are not known
+    )  # fmt: skip
 
 
 @contextmanager
@@ -182,7 +185,8 @@ def test_exits_of_functions_are_not_the_programs(name: str, strategy: str) -> No
                         assert seen == link.right(spec, state, code), f"{spec} {state} {packet[:2]!r}"
                         TALLY.add("entry runs of one link")
                     link.mark()
-    assert len(set(codes)) > 1 or name == "callback_map"
+    # (of the other two every run on an empty map, or on interface 1, gives one code)
+    assert len(set(codes)) > 1 or name in ("callback_map", "global_subprog")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -217,7 +217,7 @@ def _patched_bytes(data: bytes, at: int, form: str, value: int) -> bytes:
         (16, "<H", 2, "not a relocatable object: e_type is 2"),
         (18, "<H", 62, "not a BPF object: e_machine is 62, not 247 (EM_BPF)"),
         (32, "<Q", 64, "the ELF header has program headers, or an unknown size or version"),
-        (58, "<H", 40, "the section header table is not readable: 8 entries of 40 bytes"),
+        (58, "<H", 40, "the section header table is not readable: 7 entries of 40 bytes"),
         (60, "<H", 0, "the section header table is not readable: 0 entries of 64 bytes"),
         (62, "<H", 1, "e_shstrndx 1 is not a string table"),
         (62, "<H", 0xFFFF, "e_shstrndx 65535 is not a string table"),

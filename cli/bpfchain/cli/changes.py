@@ -1,8 +1,8 @@
 """What a patch added to an object and what it replaced: the patched program beside the original.
 
-The original is not needed: in an object with line info the added code has lines of its own, the body
-lies between them, and what jumps from the body to the code behind it was an ``exit``. With the
-original at hand, or where there is no line info, the two are compared instruction by instruction.
+The original is not needed: the provenance tells where the body lies, and what jumps from the body to
+the code behind it was an ``exit``. With the original at hand the two are compared instruction by
+instruction as well.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class EntryView:
-    """One entry program. ``rows`` is None where the added code cannot be told from the body."""
+    """One entry program."""
 
     name: str
     state: int | None
     slot: int
     instructions: int
-    added: int | None
+    added: int
     body: str | None
     """The function that holds the body, with strategy subprog."""
-    rows: tuple[Change, ...] | None
+    rows: tuple[Change, ...]
 
 
 class ObjectView:
@@ -150,22 +150,13 @@ def entry_view(
             (view._symbol(code, at) for at, i in enumerate(code.insns) if i.is_call), None
         )
         return EntryView(name, state, slot, size, size, callee, rows)
-    place = _body_by_lines(view.lines(function), size)
+    place = entry.front, entry.front + entry.body
+    if not 0 <= place[0] < place[1] <= size:
+        raise RefusedError(f"program {name} is not as long as section .bpfchain says")
     if original is not None:
         place = _body_by_comparison(code, original, entry.program)
-    if place is None:
-        return EntryView(name, state, slot, size, None, None, None)
     rows = tuple(_rows(view, function, code, texts, notes, place))
     return EntryView(name, state, slot, size, size - (place[1] - place[0]), None, rows)
-
-
-def _body_by_lines(lines: dict[int, str], size: int) -> tuple[int, int] | None:
-    """Where the body begins and ends: added code has line records that say so."""
-    if not lines:
-        return None
-    start = 1 if lines.get(0) == KEEP_LINE else 0
-    end = next((slot for slot, text in lines.items() if text == END_LINE), size)
-    return start, end
 
 
 def _body_by_comparison(code: Code, original: ObjectView, name: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from bpfchain.transform.errors import BpfchainError, RefusedError, UsageError, n
 
 from .command import Command, chatter, option, settings
 from .files import STREAM, read_input
-from .output import Voice, plain, print_result, styled
+from .output import plain, print_result, styled
 from .words import EXIT_CODES_HELP, slots_text, state_name
 
 if TYPE_CHECKING:
@@ -74,11 +74,6 @@ def command(
             print_result("")
         for line in _page(shown, *link):
             print_result(line)
-    if any(entry.rows is None for _, entries, _ in links for entry in entries):
-        Voice(quiet, verbose).say(
-            f"{shown}: has no line info, which tells added code from the body: "
-            "give the object it was made from with --original"
-        )
 
 
 _Look = tuple["Provenance", tuple["EntryView", ...], "int | None"]
@@ -95,11 +90,7 @@ def _look(
     from .changes import ObjectView, entry_view
 
     obj = read_object(data)
-    try:
-        known = read_provenance(obj)
-    except UsageError as error:  # it speaks of options, and this is a file
-        message = error.message.removeprefix("--")
-        raise RefusedError(f"section .bpfchain is not readable ({message})") from None
+    known = read_provenance(obj)
     if not known:
         names = ", ".join(function.name for function in programs_of(obj)) or "none"
         raise RefusedError(
@@ -183,6 +174,7 @@ def _to_dict(
         "last": link.last,
         "slots_map": link.slots_map,
         "strategy": entry.strategy,
+        "why": entry.why,
         "keep": entry.keep,
         "stack": stack,
         "debug": entry.debug,
@@ -202,9 +194,7 @@ def _entry_dict(link: Link, view: EntryView) -> dict[str, Any]:
         "instructions": view.instructions,
         "added": view.added,
         "body": view.body,
-        "changes": None
-        if view.rows is None
-        else [_row_dict(row) for row in view.rows if _told(row)],
+        "changes": [_row_dict(row) for row in view.rows if _told(row)],
     }
 
 
@@ -231,7 +221,8 @@ def _page(
     head = "  ".join((
         styled(plain(shown), sys.stdout, bold=True),
         plain(f"{link.hook.name}/{entry.program}"), place,
-        f"S={link.success.describe(names)}", f"R={link.redirect.describe(names)}", entry.strategy,
+        f"S={link.success.describe(names)}", f"R={link.redirect.describe(names)}",
+        plain(f"{entry.strategy}: {entry.why}"),
     ))  # fmt: skip
     facts = [
         ("slots", slots_text(link) + (" (saved code in a map)" if link.mode == "map" else "")),
@@ -247,7 +238,7 @@ def _page(
 
 
 def _entry_lines(link: Link, view: EntryView) -> list[str]:
-    added = "" if view.added is None else f", {view.added} of them added"
+    added = f", {view.added} of them added"
     if view.body is not None:
         added = f", and the body in {view.body}"
     state = f" ({state_name(link, view.state)}, slot {view.slot})"
