@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bpfchain.transform.policy import HOOKS, hook_named
 from docs.pages import DOCS, ROOT, Block, blocks
 from loaders import build
 from support.kernel import BPFFS
@@ -100,6 +101,17 @@ def need_go() -> None:
         build.build("cilium")
     except build.ToolMissing as missing:
         pytest.skip(str(missing))
+
+
+def test_numbers() -> None:
+    """The page's numbers of entries and of XDP's states are the policy's."""
+    text = " ".join(PAGE.read_text().split())
+    assert "264 for all hooks but tc and tcx, which have 528" in text
+    for hook in HOOKS:
+        assert hook.slots == (528 if hook.name.startswith("tc") else 264), hook.name
+    states = [f"{code.state} {code.name}" for code in hook_named("xdp").codes]
+    assert f"The states of XDP are {', '.join(states)};" in text
+    assert hook_named("xdp").slot(1, 1) == 67
 
 
 SHARED = """\

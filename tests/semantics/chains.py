@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program, TestRun, load_raw
@@ -115,11 +115,11 @@ class Place:
     ctx: bytes | None = None
     runs: bool = True
 
-    def request(self, index: int, spec: Spec, **options: object) -> Request:
+    def request(self, index: int, spec: Spec, **options: Any) -> Request:
         redirect = ",".join(map(str, spec.redirect)) or None
         return Request(
             index=index, program=self.program, hook=self.name, success=spec.success.option,
-            redirect=redirect, **options,  # type: ignore[arg-type]
+            redirect=redirect, **options,
         )  # fmt: skip
 
     def test_run(self, program: Program) -> TestRun:
@@ -132,7 +132,7 @@ def patched(obj: str, request: Request) -> Patched:
     return transform_object(corpus(obj), request)
 
 
-def options_of(strategy: str, mode: str, saved: Sequence[int], last: bool) -> dict[str, object]:
+def options_of(strategy: str, mode: str, saved: Sequence[int], last: bool) -> dict[str, Any]:
     """The options of a request that do not come from S and R."""
     slots = mode == "slots"
     return {
@@ -190,9 +190,7 @@ class Markers:
     def make(self, number: int, code: int) -> Program:
         """Marker ``number``, which returns ``code``; closed with the others."""
         insns = marker_code(self._marks, number, code)
-        program = load_raw(
-            self._type, insns, expected_attach_type=self._attach, flags=self._flags
-        )
+        program = load_raw(self._type, insns, expected_attach_type=self._attach, flags=self._flags)
         return self._stack.enter_context(program)
 
     def ran(self, count: int) -> list[int]:
@@ -235,12 +233,8 @@ class Driven:
         self.made = []
         end = len(self.specs) - 1
         for index, (spec, strategy) in enumerate(zip(self.specs, self.strategies, strict=True)):
-            options = options_of(
-                strategy, self.mode, sorted(saved), self.last and index == end
-            )
-            self.made.append(
-                patched(self.place.obj, self.place.request(index, spec, **options))
-            )
+            options = options_of(strategy, self.mode, sorted(saved), self.last and index == end)
+            self.made.append(patched(self.place.obj, self.place.request(index, spec, **options)))
             saved |= set(spec.redirect)
         self.chain = load_chain(self.place, self.made, self.mode)
         links = range(len(self.specs))
@@ -337,10 +331,13 @@ class Single:
             self.chain = Chain(
                 [chain_link(made)],
                 max_entries=hook.slots,
+                slots_map=made.link.slots_map,
                 prog_type=self._type,
                 expected_attach_type=self._attach,
                 programs={*others, *(entry.name for entry in made.entries)},
-                share=("bpfchain_saved",) if made.link.mode == "map" and made.strategy != "none" else (),
+                share=("bpfchain_saved",)
+                if made.link.mode == "map" and made.strategy != "none"
+                else (),
             )
         except BaseException:
             self._markers.__exit__(None, None, None)

@@ -20,7 +20,7 @@ def ether(proto: int, payload: bytes, *tags: int) -> bytes:
 def _checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return int(~(total + (total >> 16)) & 0xFFFF)
 
 
 def ip4(proto: int, payload: bytes, *, options: bytes = b"", fragment: int = 0) -> bytes:
@@ -85,7 +85,9 @@ def _all() -> list[bytes]:
         b"\x01\x7f" + bytes(62),
         b"\xff" * 64,
     ]
-    found += [ether(IPV4, ip4(UDP, udp(1, 2, bytes(n)))) for n in (60, 150, 230, 333, 434, 555, 1400)]
+    found += [
+        ether(IPV4, ip4(UDP, udp(1, 2, bytes(n)))) for n in (60, 150, 230, 333, 434, 555, 1400)
+    ]
     return found
 
 

@@ -53,7 +53,9 @@ def _lwt(name: str, type: ProgType) -> Place:
     )  # fmt: skip
 
 
-def _trace(name: str, obj: str, program: str, type: ProgType, *, runs: bool, attach: int = 0) -> Place:
+def _trace(
+    name: str, obj: str, program: str, type: ProgType, *, runs: bool, attach: int = 0
+) -> Place:
     return Place(
         name=name, obj=obj, program=program, type=type, attach=attach, default=default("any"),
         legal=(0, 1, 2, -1, BIG), driven=(0, 1, 2, -1, BIG, LEAST), saveable=(0, 1), runs=runs,

@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from semantics.chains import (
     ANY,
     LINKS_MAX,
@@ -56,7 +57,9 @@ TC_SPECS = (
     Spec(listed(-1, 9), (-1,)),
     Spec(ANY, (4, 7, -1)),
 )
-EGRESS_SPECS = tuple(Spec(s, r) for s in (SKB_OUT.default, listed(0), ANY) for r in ((), (0,), (1, 2)))
+EGRESS_SPECS = tuple(
+    Spec(s, r) for s in (SKB_OUT.default, listed(0), ANY) for r in ((), (0,), (1, 2))
+)
 MAP_CODES = Spec(excluding(2), (9, -5, BIG))
 """On tc a saved code in the per-CPU map can be any (slots have states for the known ones)."""
 
@@ -88,7 +91,12 @@ def test_one_link(place: Place, strategy: str, mode: str, last: bool) -> None:
     ids=["xdp", "tc", "egress"],
 )
 def test_two_links(
-    place: Place, chosen: tuple[Spec, ...], codes: tuple[int, ...], first: str, second: str, mode: str
+    place: Place,
+    chosen: tuple[Spec, ...],
+    codes: tuple[int, ...],
+    first: str,
+    second: str,
+    mode: str,
 ) -> None:
     for number, pair in enumerate(itertools.product(chosen, chosen)):
         with Driven(place, pair, (first, second), mode, last=number % 2 == 1) as chain:
@@ -128,7 +136,12 @@ def test_map_is_reset_on_every_run(place: Place, strategy: str) -> None:
     leaver = Spec(listed(other), (code,))
     for kinds in ([link] * 3, [link, leaver, link], [leaver, link, link]):
         with Driven(place, kinds, [strategy] * 3, "map") as chain:
-            for before in ((code, other, other), (code, code, code), (code, 1, 1), (other, code, 1)):
+            for before in (
+                (code, other, other),
+                (code, code, code),
+                (code, 1, 1),
+                (other, code, 1),
+            ):
                 chain.check(before)
                 chain.check((other, other, other))
                 chain.check((other, other, other))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
+
 from bpfchain.transform.request import Request
 from bpfchain.verify.reference import chain_result, low32
 from semantics.chains import (
@@ -40,10 +42,10 @@ DIRTY = (
 )  # fmt: skip
 
 
-def request(spec: Spec, strategy: str = "auto", **options: object) -> Request:
+def request(spec: Spec, strategy: str = "auto", **options: Any) -> Request:
     return Request(
         index=2, success=spec.success.option, strategy=strategy,
-        redirect=",".join(map(str, spec.redirect)) or None, **options,  # type: ignore[arg-type]
+        redirect=",".join(map(str, spec.redirect)) or None, **options,
     )  # fmt: skip
 
 
@@ -81,9 +83,7 @@ def test_dirty_upper_half_along_a_chain(strategy: str, mode: str) -> None:
         for index in range(3):
             saved = redirect if index else ()
             options = options_of(strategy, mode, saved, last=False)
-            made.append(
-                patched("dirty_upper_var", replace(request(spec, **options), index=index))
-            )
+            made.append(patched("dirty_upper_var", replace(request(spec, **options), index=index)))
         with load_chain(XDP, made, mode) as chain:
             data = [
                 chain.map(n, next(name for name in chain.maps(n) if name.endswith(".data")))

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
 from bpfchain.loader.links import link_create_tcx
 from bpfchain.loader.programs import Program
 from bpfchain.loader.uapi import AttachType

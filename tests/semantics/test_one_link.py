@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
+
 from bpfchain.verify.reference import step
 from semantics.chains import (
     KEY,
@@ -117,7 +118,9 @@ def test_the_highest_index_calls_nothing(strategy: str) -> None:
     there would run it. Every slot but the link's own holds a marker here."""
     for spec in specs(XDP):
         saved = XDP.saveable
-        made = patched(XDP.obj, XDP.request(32, spec, **options_of(strategy, "slots", saved, False)))
+        made = patched(
+            XDP.obj, XDP.request(32, spec, **options_of(strategy, "slots", saved, False))
+        )
         own = {entry.slot for entry in made.entries}
         with (
             Markers(XDP.type, XDP.attach) as markers,

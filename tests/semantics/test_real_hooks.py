@@ -6,15 +6,16 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from bpfchain.loader.libbpf import ObjectFile
 from bpfchain.loader.links import Link, link_create, link_create_tcx
 from bpfchain.loader.programs import Program
-from bpfchain.loader.uapi import AttachType, ProgType
+from bpfchain.loader.uapi import AttachType
 from bpfchain.verify.reference import chain_result
 from semantics.chains import KEY, S32, STRATEGIES, Driven, Markers, Place, Spec, corpus, listed
 from semantics.nets import child_cgroup, in_netns, make_pair, received, send, tool
@@ -152,7 +153,12 @@ def test_saved_codes_reach_the_hook(hook: tuple[Place, Attach], strategy: str) -
             ) as chain,
         ):
             deny = markers.make(0, SHOT)
-            for codes, through in (((-1, 0), 0), ((0, -1), PACKETS), ((-1, 9), 0), ((3, 0), PACKETS)):
+            for codes, through in (
+                ((-1, 0), 0),
+                ((0, -1), PACKETS),
+                ((-1, 9), 0),
+                ((3, 0), PACKETS),
+            ):
                 chain.set(codes)
                 assert passed(attach, chain.chain.head, deny, ifindex) == through, str(codes)
                 assert len(markers.ran(1)) == PACKETS - through
@@ -205,7 +211,7 @@ def in_group(group: Path, what: str) -> tuple[int, int]:
 
 def check_group(
     folder: Path, place: Place, what: str, strategy: str, specs: list[Spec],
-    vectors: list[tuple[int, ...]], allowed: Callable[[int], bool],
+    vectors: Sequence[tuple[int, ...]], allowed: Callable[[int], bool],
 ) -> None:  # fmt: skip
     """Attach the chain to a cgroup; for each vector of codes a process there tries ``what``."""
 
