@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import cost
-from bench.chains import PROGRAMS, BuildError
+from bench.chains import MANUAL, PROGRAMS, BuildError
 from bench.kernels import initramfs
 from bench.kernels.fetch import STORE, FetchError, newest_image
 from bench.kernels.matrix import Job, Link, MatrixError, boot_jobs, parse_console, write_jobs
@@ -102,7 +102,7 @@ def test_manual_links_are_the_corpus_plus_tail_calls() -> None:
 
 def test_a_changed_manual_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("filter", "metrics"):
-        source = (cost.MANUAL / f"{name}.c").read_text()
+        source = (MANUAL / f"{name}.c").read_text()
         changed = source.replace("if (counter)", "if (0 && counter)")
         (tmp_path / f"{name}.c").write_text(changed)
     monkeypatch.setattr("bench.cost.MANUAL", tmp_path)

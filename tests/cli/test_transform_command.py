@@ -129,7 +129,7 @@ USAGE = [
     ),
     (
         ["filter.o", "--index", "33", "-o", "l.o"],
-        "usage: filter.o: index 33 is outside 0..32\n"
+        "usage: index 33 is outside 0..32\n"
         "  hint: the kernel follows 33 tail calls and no more\n",
     ),
     (
@@ -154,11 +154,11 @@ USAGE = [
     ),
     (
         ["filter.o", "--index", "0", "-o", "l.o", "--success", "PAS"],
-        "usage: filter.o: --success: no code named 'PAS'\n  hint: did you mean PASS?\n",
+        "usage: --success: no code named 'PAS'\n  hint: did you mean PASS?\n",
     ),
     (
         ["filter.o", "--index", "0", "-o", "l.o", "--hook", "xpd"],
-        "usage: filter.o: no hook named 'xpd'\n  hint: did you mean xdp?\n",
+        "usage: no hook named 'xpd'\n  hint: did you mean xdp?\n",
     ),
     (
         ["filter.o", "--index", "0", "-o", "l.o", "--program", "filtr"],

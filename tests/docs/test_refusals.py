@@ -90,7 +90,7 @@ def test_every_refusal_is_in_the_page() -> None:
 
 def test_every_reason_of_a_section_is_in_the_page() -> None:
     """The policy's reasons stand in a table of their own."""
-    reasons = {reason for _, reason in policy._REFUSED_SECTIONS}
+    reasons = {reason for _, reason, _ in policy._REFUSED_SECTIONS}
     assert len(reasons) >= 5
     for reason in reasons:
         assert described(f"program x (section) {reason}", REFUSED), reason
@@ -107,10 +107,14 @@ def test_every_problem_of_a_chain_is_in_the_page() -> None:
         assert any(row.matches(example(m.text)) for m in found), f"stale: {row.pattern}"
 
 
-@pytest.mark.parametrize(("error", "among"), [("RefusedError", REFUSED), ("UsageError", None)])
-def test_no_row_is_stale(error: str, among: list[Row] | None) -> None:
-    known = [example(m.text) for m in messages(error) if not m.empty]
-    known += [f"program x (s) {reason}" for _, reason in policy._REFUSED_SECTIONS]
+@pytest.mark.parametrize(
+    ("errors", "among"),
+    [(("RefusedError",), REFUSED), (("UsageError", "OptionError"), None)],
+    ids=["refused", "usage"],
+)
+def test_no_row_is_stale(errors: tuple[str, ...], among: list[Row] | None) -> None:
+    known = [example(m.text) for error in errors for m in messages(error) if not m.empty]
+    known += [f"program x (s) {reason}" for _, reason, _ in policy._REFUSED_SECTIONS]
     for row in among if among is not None else [r for r in ROWS if r.section == USAGE]:
         assert any(row.matches(text) for text in known), f"stale: {row.pattern}"
 

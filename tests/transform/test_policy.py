@@ -85,7 +85,18 @@ REFUSED: dict[str, str] = {
         "lirc_mode2", "netkit/primary", "netkit/peer", "kprobe.session/x", "uprobe.session/x",
     )},
 }  # fmt: skip
-UNKNOWN = ("filter", "prog", "xdpfoo", "kprobex", "tcx", "cgroup/bind", "cgroup_skb/x", "XDP", "lwt", "")
+UNKNOWN = (
+    "filter",
+    "prog",
+    "xdpfoo",
+    "kprobex",
+    "tcx",
+    "cgroup/bind",
+    "cgroup_skb/x",
+    "XDP",
+    "lwt",
+    "",
+)
 
 
 @pytest.mark.parametrize(("section", "hook"), SECTIONS.items())
@@ -152,14 +163,14 @@ def test_contradictions(section: str, named: str, message: str, hint: str | None
     ("section", "message", "hint"),
     [
         ("lsm.s/file_open", f"{WHAT} {_SLEEPS}",
-         "attach it on its own: its hook runs several programs by itself"),
+         "attach it on its own; lsm hooks run several programs in the order of attaching"),
         ("sk_skb/stream_parser",
-         f"{WHAT} returns a length, not a verdict: a chain cannot tell success from it", "it cannot be a link"),
+         f"{WHAT} returns a length, not a verdict: a chain cannot tell success from it", "chain the stream_verdict program, and attach the parser on its own"),
         ("cgroup/skb", f"{WHAT}: section 'cgroup/skb' fits several hooks",
          "name one: --hook cgroup_skb/ingress|cgroup_skb/egress"),
         ("sockops",
          f"{WHAT}: programs of section 'sockops' cannot be links: their type is not in the policy",
-         "`bpfchain-transform --help` lists the hooks"),
+         "attach it on its own; `bpfchain-transform --help-hooks` lists the types that can be links"),
     ],
 )  # fmt: skip
 def test_whole_messages(section: str, message: str, hint: str) -> None:
@@ -248,9 +259,7 @@ def test_slots_do_not_collide(hook: Hook) -> None:
     assert all(0 < number < hook.states for number in numbers)
     values = [code.value for code in hook.codes if code.state is not None]
     assert len(set(values)) == len(values)
-    slots = {
-        hook.slot(state, index) for state in (None, *values) for index in range(LINKS_MAX)
-    }
+    slots = {hook.slot(state, index) for state in (None, *values) for index in range(LINKS_MAX)}
     assert len(slots) == (len(values) + 1) * LINKS_MAX
     assert slots <= set(range(hook.states * LINKS_MAX))
     assert [hook.slot(None, index) for index in (0, 1, 32)] == [0, 1, 32]
@@ -273,7 +282,10 @@ def test_names_and_rows_are_unique() -> None:
 def _kernel_types() -> str:
     tool = shutil.which("bpftool") or "/usr/sbin/bpftool"
     done = subprocess.run(
-        [tool, "btf", "dump", "file", VMLINUX, "format", "c"], capture_output=True, text=True, check=True
+        [tool, "btf", "dump", "file", VMLINUX, "format", "c"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
@@ -323,9 +335,14 @@ def test_codes_are_the_kernels() -> None:
         "REROUTE": lwt["BPF_LWT_REROUTE"],
     }  # fmt: skip
     sockets = _kernel_enum("sk_action")
-    assert dict(hook_named("sk_msg").names) == {"DROP": sockets["SK_DROP"], "PASS": sockets["SK_PASS"]}
+    assert dict(hook_named("sk_msg").names) == {
+        "DROP": sockets["SK_DROP"],
+        "PASS": sockets["SK_PASS"],
+    }
     verdicts = _defines("linux/netfilter.h", "NF_")
-    assert dict(hook_named("netfilter").names) == {word: verdicts[word] for word in ("DROP", "ACCEPT")}
+    assert dict(hook_named("netfilter").names) == {
+        word: verdicts[word] for word in ("DROP", "ACCEPT")
+    }
 
 
 def _struct_known(name: str) -> bool:

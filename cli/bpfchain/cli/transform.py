@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,9 @@ def command(
     patched = _transform(data, request, shown)
     with pending_output(target, patched.data) as pending:
         if manifest is not None:
-            _record(patched, data, target, manifest, chain)
+            displaced = _record(patched, data, target, manifest, chain)
+            if displaced is not None:
+                voice.warn(displaced)
         pending.commit()
     if as_json:
         print_result(_json(patched, data, target))
@@ -168,13 +171,26 @@ def _record_of(patched: Patched, data: bytes, named: str) -> LinkRecord:
     )
 
 
-def _record(patched: Patched, data: bytes, target: str, manifest: str, chain: str | None) -> None:
+def _record(
+    patched: Patched, data: bytes, target: str, manifest: str, chain: str | None
+) -> str | None:
+    """Put the link into the manifest; what to say where that put another one out of its place."""
     from pathlib import Path
 
-    from bpfchain.transform.manifest_file import object_path, record_link
+    from bpfchain.transform.manifest_file import object_path, read_manifest, record_link
 
-    path = Path(manifest)
-    record_link(path, chain, _record_of(patched, data, object_path(path, Path(target))))
+    path, index = Path(manifest), patched.link.index
+    record = _record_of(patched, data, object_path(path, Path(target)))
+    before = None
+    with contextlib.suppress(BpfchainError, OSError):  # record_link tells what is wrong with it
+        before = read_manifest(path).record(index) if path.exists() else None
+    record_link(path, chain, record)
+    if before is None or (before.object, before.program) == (record.object, record.program):
+        return None
+    return (
+        f"{manifest}: link {index} was {before.program} of {before.object}, "
+        f"and is now {record.program} of {record.object}"
+    )
 
 
 def _json(patched: Patched, data: bytes, target: str) -> str:

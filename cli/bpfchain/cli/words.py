@@ -37,8 +37,13 @@ def summary(patched: Patched) -> str:
 def link_codes(link: Link) -> str:
     """``S=PASS`` and, where there are any, ``R=REDIRECT``."""
     names = link.hook.names
-    text = f"S={link.success.describe(names)}"
-    return f"{text}, R={link.redirect.describe(names)}" if link.redirect else text
+    text = f"S={_brief(link.success.describe(names))}"
+    return f"{text}, R={_brief(link.redirect.describe(names))}" if link.redirect else text
+
+
+def _brief(codes: str) -> str:
+    """A list that fits into a line; the manifest has it whole."""
+    return codes if len(codes) <= 60 else f"{codes[:59].rsplit(',', 1)[0]},…"
 
 
 def state_name(link: Link, state: int | None) -> str:

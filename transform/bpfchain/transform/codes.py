@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UsageError, nearest
+from .errors import OptionError, nearest
 
 __all__ = ["CODE_MAX", "CODE_MIN", "CodeSet", "signed32"]
 
@@ -100,7 +100,7 @@ class CodeSet:
         """Read ``PASS,3,5..7``, ``any``, ``none`` or ``not:DROP,2``.
 
         ``names`` are the hook's code names; case does not matter, a kernel prefix (``XDP_``) is
-        allowed. ``what`` names the option in errors. Raises UsageError.
+        allowed. ``what`` names the option in errors. Raises OptionError.
         """
         stripped = text.strip()
         lowered = stripped.lower()
@@ -120,7 +120,7 @@ class CodeSet:
             low = _parse_code(first, names, what)
             high = _parse_code(last, names, what) if dots else low
             if high < low:
-                raise UsageError(f"{what}: the range {item.strip()!r} ends before it starts")
+                raise OptionError(f"{what}: the range {item.strip()!r} ends before it starts")
             ranges.append((low, high))
         return cls.from_ranges(ranges)
 
@@ -173,11 +173,11 @@ def _parse_code(text: str, names: Mapping[str, int], what: str) -> int:
     except ValueError:
         close = nearest(folded, tuple(names))
         hint = f"did you mean {close}?" if close else f"the hook's codes: {', '.join(names)}"
-        raise UsageError(f"{what}: no code named {word!r}", hint) from None
+        raise OptionError(f"{what}: no code named {word!r}", hint) from None
     if 0x8000_0000 <= value <= 0xFFFF_FFFF:
         value = signed32(value)
     if not CODE_MIN <= value <= CODE_MAX:
-        raise UsageError(f"{what}: {word} does not fit in 32 bits")
+        raise OptionError(f"{what}: {word} does not fit in 32 bits")
     return value
 
 

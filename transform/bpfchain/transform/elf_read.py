@@ -25,7 +25,10 @@ def read_object(data: bytes) -> Object:
     (ident, kind, machine, version, entry, phoff, shoff, flags, ehsize, phentsize, phnum,
      shentsize, shnum, shstrndx) = rec.ehdr.unpack_from(data)  # fmt: skip
     if machine != r.EM_BPF:
-        raise RefusedError(f"not a BPF object: e_machine is {machine}, not {r.EM_BPF} (EM_BPF)")
+        raise RefusedError(
+            f"not a BPF object: e_machine is {machine}, not {r.EM_BPF} (EM_BPF)",
+            "compile with clang -target bpf",
+        )
     if kind != r.ET_REL:
         raise RefusedError(
             f"not a relocatable object: e_type is {kind}", "give the object that the compiler wrote"

@@ -10,6 +10,7 @@ __all__ = [
     "HostError",
     "InconclusiveError",
     "NotEqualError",
+    "OptionError",
     "RefusedError",
     "UsageError",
     "nearest",
@@ -44,6 +45,14 @@ class UsageError(BpfchainError):
 
     kind = "usage"
     exit_code = 2
+
+
+class OptionError(UsageError):
+    """An option's value makes no sense, whatever the input is."""
+
+    def within(self, where: str) -> BpfchainError:
+        """The same error: no file is at fault."""
+        return self
 
 
 class RefusedError(BpfchainError):

@@ -20,6 +20,7 @@ from .program import Code, Function, Reach
 
 __all__ = ["Entry", "check_inline", "inline_entry"]
 
+_SUBPROG_CAN = "--strategy subprog can, where the kernel mixes tail calls and function calls"
 KEEP_LINE = "bpfchain: keep the context"
 END_LINE = "bpfchain: go on to the next link, or end the chain"
 
@@ -46,11 +47,12 @@ def check_inline(program: Function, reach: Reach) -> None:
     """Refuse what leaves the program without passing an exit of its own."""
     if reach.own_ld_abs:
         raise RefusedError(
-            f"{program.what}: a legacy packet load (LD_ABS) can leave the program past the epilogue"
+            f"{program.what}: a legacy packet load (LD_ABS) can leave the program past the epilogue",
+            _SUBPROG_CAN,
         )
     if reach.own_tail_calls:
         raise RefusedError(
-            f"{program.what}: its own tail calls leave the program past the epilogue"
+            f"{program.what}: its own tail calls leave the program past the epilogue", _SUBPROG_CAN
         )
 
 
@@ -88,7 +90,8 @@ def inline_entry(
         if distance + growth[known.slot] >= 0x8000:
             raise RefusedError(
                 f"{program.what}: the exit at instruction {known.slot} is {distance} instructions "
-                "from the epilogue, further than a jump goes"
+                "from the epilogue, further than a jump goes",
+                _SUBPROG_CAN,
             )
         changed.append((start + known.slot * isa.INSN_SIZE, isa.Insn(isa.JA, offset=distance)))
     pieces: list[Piece] = []
@@ -161,4 +164,4 @@ def _choose_keep(program: Function, flow: Flow, patched: list[Exit]) -> Keep:
         if flow.lowest is not None
         else f"how far it reaches down its stack is not bounded (instruction {flow.unbounded_at})"
     )
-    raise RefusedError(f"{program.what}: r6 to r9 are all in use and {reason}")
+    raise RefusedError(f"{program.what}: r6 to r9 are all in use and {reason}", _SUBPROG_CAN)

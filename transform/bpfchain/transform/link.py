@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .codes import CODE_MAX, CODE_MIN, CodeSet
-from .errors import UsageError
+from .errors import OptionError
 from .policy import LINKS_MAX, Hook
 
 __all__ = ["SLOTS_MAP", "GoOn", "Leave", "Link", "Outcome", "Return", "saved_map_name"]
@@ -60,9 +60,9 @@ class Link:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < LINKS_MAX:
-            raise UsageError(
+            raise OptionError(
                 f"index {self.index} is outside 0..{LINKS_MAX - 1}",
-                "the kernel follows 33 tail calls and no more",
+                "the kernel follows 33 tail calls and no more" if self.index > 0 else None,
             )
         names = self.hook.names
         for what, codes in (("success", self.success), ("redirect", self.redirect)):
@@ -70,17 +70,17 @@ class Link:
                 continue  # any and complements say "whatever the hook returns"
             strange = codes.difference(self.hook.legal)
             if strange:
-                raise UsageError(
+                raise OptionError(
                     f"--{what}: {strange.ranges[0][0]} is no code of {self.hook.name}",
                     f"its codes: {self.hook.legal.describe(names)}",
                 )
         if len(self.redirect) > 64:
-            raise UsageError("--redirect takes a finite list of codes, not any or a complement")
+            raise OptionError("--redirect takes a finite list of codes, not any or a complement")
         if self.mode == "slots":
             for code in (*self.redirect, *self.saved):
                 self.hook.state_of(code)
         if self.index == 0 and self.saved:
-            raise UsageError("--saved: nothing can be saved before link 0")
+            raise OptionError("--saved: nothing can be saved before link 0")
 
     @property
     def states(self) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .codes import CodeSet
-from .errors import RefusedError, UsageError, nearest
+from .errors import OptionError, RefusedError, nearest
 
 __all__ = ["HOOKS", "LINKS_MAX", "Code", "Hook", "hook_named", "hook_of_section"]
 
@@ -72,7 +72,7 @@ class Hook:
     def state_of(self, code: int | None) -> int:
         """The number of the state in which ``code`` is saved; None is "nothing saved", 0.
 
-        Raises UsageError for a code that has no number.
+        Raises OptionError for a code that has no number.
         """
         if code is None:
             return 0
@@ -80,7 +80,7 @@ class Hook:
             if known.value == code and known.state is not None:
                 return known.state
         numbered = ", ".join(known.name for known in self.codes if known.state is not None)
-        raise UsageError(
+        raise OptionError(
             f"{self.name}: {code} cannot be a saved code in slots mode",
             f"it can be one of {numbered}",
         )
@@ -99,7 +99,12 @@ class Hook:
 
     def fits(self, section: str) -> bool:
         """Whether ``--hook`` may name this hook for a program of that section."""
-        return _matches(self.sections, section) or _matches(self.accepts, section)
+        return _owner(section) is self or _matches(self.accepts, section)
+
+
+def _owner(section: str) -> Hook | None:
+    """The hook that the section's name alone tells."""
+    return next((hook for hook in HOOKS if hook.matches(section)), None)
 
 
 def _matches(patterns: tuple[str, ...], section: str) -> bool:
@@ -160,7 +165,7 @@ def _cgroup(
         attach_type_id=attach_id, context=context, sections=(name, *sections), accepts=accepts,
         codes=_TWO_BITS if wide else _BIT,
         success=CodeSet.of(1, 3) if wide else CodeSet.of(1),
-        legal=CodeSet(((0, high),)), returns=(1 if always else 0, high),
+        legal=CodeSet(((1 if always else 0, high),)), returns=(1 if always else 0, high),
     )  # fmt: skip
 
 
@@ -303,52 +308,65 @@ HOOKS: tuple[Hook, ...] = (
     _lwt("lwt_seg6local", 19),
 )  # fmt: skip
 
-_REFUSED_SECTIONS: tuple[tuple[str, str], ...] = (
+_ALONE = "attach it on its own"
+_SLEEPABLE = "is sleepable: the kernel allows no tail call there"
+_REFUSED_SECTIONS: tuple[tuple[str, str, str], ...] = (
     (
         "sk_skb/stream_parser",
         "returns a length, not a verdict: a chain cannot tell success from it",
+        "chain the stream_verdict program, and attach the parser on its own",
     ),
-    ("lsm.s/", "is sleepable: the kernel allows no tail call there"),
-    ("fentry.s/", "is sleepable: the kernel allows no tail call there"),
-    ("fexit.s/", "is sleepable: the kernel allows no tail call there"),
-    ("fmod_ret.s/", "is sleepable: the kernel allows no tail call there"),
-    ("iter.s/", "is sleepable: the kernel allows no tail call there"),
-    ("uprobe.s", "is sleepable: the kernel allows no tail call there"),
-    ("uretprobe.s", "is sleepable: the kernel allows no tail call there"),
-    ("uprobe.multi.s", "is sleepable: the kernel allows no tail call there"),
-    ("uretprobe.multi.s", "is sleepable: the kernel allows no tail call there"),
-    ("syscall", "is a syscall program: the kernel allows no PROG_ARRAY there"),
-    ("struct_ops", "is a struct_ops member: its callers expect its own return value"),
-    ("freplace", "is an extension (EXT): the kernel allows no tail call into a PROG_ARRAY there"),
+    ("lsm.s", _SLEEPABLE, f"{_ALONE}; lsm hooks run several programs in the order of attaching"),
+    ("fentry.s", _SLEEPABLE, _ALONE),
+    ("fexit.s", _SLEEPABLE, _ALONE),
+    ("fmod_ret.s", _SLEEPABLE, _ALONE),
+    ("iter.s", _SLEEPABLE, _ALONE),
+    ("usdt.s", _SLEEPABLE, _ALONE),
+    ("uprobe.s", _SLEEPABLE, _ALONE),
+    ("uretprobe.s", _SLEEPABLE, _ALONE),
+    ("uprobe.multi.s", _SLEEPABLE, _ALONE),
+    ("uretprobe.multi.s", _SLEEPABLE, _ALONE),
+    ("syscall", "is a syscall program: the kernel allows no PROG_ARRAY there", "run it on its own"),
+    *(
+        (
+            name,
+            "is a struct_ops member: its callers expect its own return value",
+            "register its struct_ops as it is",
+        )
+        for name in ("struct_ops", "struct_ops.s")
+    ),
+    (
+        "freplace",
+        "is an extension (EXT): the callers of what it replaces expect its own return value",
+        _ALONE,
+    ),
 )
+"""Sections (alone, or with ``/`` and more behind) that are refused, why, what to do instead."""
 
 
 def hook_named(name: str) -> Hook:
-    """The row of that name. Raises UsageError with the nearest name."""
+    """The row of that name. Raises OptionError with the nearest name."""
     for hook in HOOKS:
         if hook.name == name:
             return hook
     names = [hook.name for hook in HOOKS]
     close = nearest(name, names)
     hint = f"did you mean {close}?" if close else f"the hooks: {', '.join(names)}"
-    raise UsageError(f"no hook named {name!r}", hint)
+    raise OptionError(f"no hook named {name!r}", hint)
 
 
 def hook_of_section(section: str, named: str | None, *, what: str) -> Hook:
     """The hook of a program in ``section``, where ``named`` is what ``--hook`` says.
 
     ``what`` names the program in errors. Raises RefusedError where the type is not in the table,
-    where nothing tells the hook, or where ``named`` contradicts the section; UsageError for a hook
+    where nothing tells the hook, or where ``named`` contradicts the section; OptionError for a hook
     that does not exist.
     """
     bare = section.removeprefix("?")
-    for prefix, reason in _REFUSED_SECTIONS:
-        if bare.startswith(prefix):
-            raise RefusedError(
-                f"{what} {reason}", "attach it on its own: its hook runs several programs by itself"
-                if prefix.startswith("lsm") else "it cannot be a link"
-            )  # fmt: skip
-    found = next((hook for hook in HOOKS if hook.matches(section)), None)
+    for prefix, reason, hint in _REFUSED_SECTIONS:
+        if bare == prefix or bare.startswith(prefix + "/"):
+            raise RefusedError(f"{what} {reason}", hint)
+    found = _owner(section)
     if named is not None:
         chosen = hook_named(named)
         if chosen.fits(section):
@@ -371,7 +389,7 @@ def hook_of_section(section: str, named: str | None, *, what: str) -> Hook:
     if _known_elsewhere(bare):
         raise RefusedError(
             f"{what}: programs of section {section!r} cannot be links: their type is not in the policy",
-            "`bpfchain-transform --help` lists the hooks",
+            f"{_ALONE}; `bpfchain-transform --help-hooks` lists the types that can be links",
         )
     raise RefusedError(
         f"{what}: section {section!r} does not tell the hook",

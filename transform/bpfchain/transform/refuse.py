@@ -26,15 +26,18 @@ def check_program(
         if name.startswith("bpf_xdp_metadata_"):
             raise RefusedError(
                 f"{program.what} calls {name}: it is bound to a device, and such programs take no part "
-                "in tail calls"
+                "in tail calls",
+                "attach it on its own",
             )
         if name == "bpf_throw":
             raise RefusedError(
-                f"{program.what} can call bpf_throw, which leaves it past anything that is added"
+                f"{program.what} can call bpf_throw, which leaves it past anything that is added",
+                "return a code instead of throwing",
             )
     if _OVERRIDE_RETURN in reach.helpers:
         raise RefusedError(
-            f"{program.what} calls bpf_override_return: the kernel lets no such program be tail-called"
+            f"{program.what} calls bpf_override_return: the kernel lets no such program be tail-called",
+            "attach it on its own",
         )
     if btf is not None:
         for tag in btf.types:

@@ -115,11 +115,13 @@ def _add_maps(
     room = None
     if request.pin:
         room = max(link.hook.slot(state, link.index) for state in link.states) + 1
-    wanted = [
-        MapDefinition(
-            link.slots_map, PROG_ARRAY, 4, 4, link.hook.slots, pinned=request.pin, initial=room
+    wanted = []
+    if request.pin or not link.ends:
+        wanted.append(
+            MapDefinition(
+                link.slots_map, PROG_ARRAY, 4, 4, link.hook.slots, pinned=request.pin, initial=room
+            )
         )
-    ]
     if link.mode == "map":
         name = saved_map_name(link.slots_map)
         wanted.append(MapDefinition(name, PERCPU_ARRAY, 4, 8, 1, pinned=request.pin))

@@ -32,12 +32,14 @@ def check_stack(subject: Subject, *, extra: int) -> int | None:
     if total > STACK_SIZE:
         raise RefusedError(
             f"{subject.program.what}: {total} bytes of stack over its calls: with a tail call the "
-            f"kernel allows {STACK_SIZE} in all"
+            f"kernel allows {STACK_SIZE} in all",
+            "attach it on its own, or make its buffers smaller",
         )
     if above >= _ABOVE_TAIL_CALL:
         raise RefusedError(
             f"{subject.program.what}: {above} bytes of stack above a function that makes tail calls: "
-            f"the kernel allows less than {_ABOVE_TAIL_CALL}"
+            f"the kernel allows less than {_ABOVE_TAIL_CALL}",
+            "make the buffers of the program smaller",
         )
     return None if subject.flow.lowest is None else total
 

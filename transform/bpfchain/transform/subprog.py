@@ -33,7 +33,8 @@ def check_subprog(program: Function, reach: Reach) -> None:
     if reach.depth >= MAX_FRAMES:
         raise RefusedError(
             f"{program.what}: its calls are {reach.depth} frames deep, and the wrapper adds one "
-            f"(the verifier allows {MAX_FRAMES})"
+            f"(the verifier allows {MAX_FRAMES})",
+            "--strategy inline adds none",
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import RefusedError, UsageError, nearest
+from .errors import OptionError, RefusedError, nearest
 from .request import Need
 
 __all__ = [
@@ -37,19 +37,19 @@ _ALIASES = {"amd64": "x86_64", "x86-64": "x86_64", "aarch64": "arm64", "ppc64le"
 
 
 def parse_kernel(text: str) -> tuple[int, int]:
-    """``6.1``, ``5.10.223`` or ``v6.12`` as (major, minor). Raises UsageError."""
+    """``6.1``, ``5.10.223`` or ``v6.12`` as (major, minor). Raises OptionError."""
     found = re.match(r"v?(\d+)\.(\d+)(?:[.\-+].*)?$", text)
     if found is None:
-        raise UsageError(f"--kernel: {text!r} is not a version such as 6.1")
+        raise OptionError(f"--kernel: {text!r} is not a version such as 6.1")
     return int(found[1]), int(found[2])
 
 
 def parse_arch(text: str) -> str:
-    """The architecture's name as the table has it. Raises UsageError."""
+    """The architecture's name as the table has it. Raises OptionError."""
     name = _ALIASES.get(text, text)
     if name not in ARCHES:
         close = nearest(name, ARCHES)
-        raise UsageError(
+        raise OptionError(
             f"--arch: no architecture named {text!r}",
             f"did you mean {close}?" if close else f"one of {', '.join(ARCHES)}",
         )
@@ -80,7 +80,8 @@ def check_targets(needs: tuple[Need, ...], kernel: str | None, arch: str | None)
         for row_arch, first in rows:
             if first is None:
                 raise RefusedError(
-                    f"fails on {row_arch}: {need.why}, and no kernel has {need.what} there"
+                    f"fails on {row_arch}: {need.why}, and no kernel has {need.what} there",
+                    "a program of one function, patched inline, needs none of that",
                 )
             if wanted is not None and wanted < parse_kernel(first):
                 raise RefusedError(

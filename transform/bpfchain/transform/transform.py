@@ -14,11 +14,11 @@ from .codes import CodeSet
 from .elf import Object
 from .elf_read import read_object
 from .elf_write import write_object
-from .errors import RefusedError, UsageError
+from .errors import OptionError, RefusedError, UsageError
 from .legacy import convert_legacy_maps
 from .link import Link, saved_map_name
 from .policy import hook_of_section
-from .program import Function, code_of, find_program, reach_of
+from .program import Function, code_of, find_program, programs_of, reach_of
 from .provenance import Provenance, read_provenance, with_provenance
 from .refuse import check_hazards, check_program
 from .report import license_of, maps_of, redirects_of
@@ -45,7 +45,7 @@ def transform_object(data: bytes, request: Request) -> Patched:
     taken = frozenset(
         name for entry in earlier for name in entry_names(entry.program, entry.link).values()
     )
-    program = find_program(obj, request.program, taken)
+    program = _find(obj, request, taken)
     if program.name in taken:
         raise _already(program, earlier)
     link = _link_of(request, program)
@@ -99,6 +99,25 @@ def transform_object(data: bytes, request: Request) -> Patched:
     )
 
 
+def _find(obj: Object, request: Request, taken: frozenset[str]) -> Function:
+    """The program to patch; where none of several can be a link, why not, instead of a choice."""
+    try:
+        return find_program(obj, request.program, taken)
+    except UsageError as choice:
+        programs = programs_of(obj)
+        if request.program is not None or not programs:
+            raise
+        reasons = []
+        for program in programs:
+            try:
+                hook_of_section(program.section.name, request.hook, what=program.what)
+            except RefusedError as reason:
+                reasons.append(reason)
+        if len(reasons) == len(programs):
+            raise reasons[0] from None
+        raise choice
+
+
 def _already(program: Function, earlier: tuple[Provenance, ...]) -> RefusedError:
     entry = next(e for e in earlier if program.name in entry_names(e.program, e.link).values())
     return RefusedError(
@@ -119,9 +138,9 @@ def _link_of(request: Request, program: Function) -> Link:
     saved = codes(request.saved, "--saved", CodeSet())
     for option, given in (("--redirect", redirect), ("--saved", saved)):
         if len(given) > hook.states * 8:
-            raise UsageError(f"{option} takes a list of codes, not any or a complement")
+            raise OptionError(f"{option} takes a list of codes, not any or a complement")
     if saved and request.saved_code == "map":
-        raise UsageError("--saved is for slots: with --saved-code map the saved code is in a map")
+        raise OptionError("--saved is for slots: with --saved-code map the saved code is in a map")
     link = Link(
         hook=hook,
         index=request.index,
@@ -148,6 +167,6 @@ def _check_names(obj: Object, program: Function, link: Link) -> None:
             raise RefusedError(f"the name {name} of an entry program is taken in this object")
     name = link.slots_map
     if not 1 <= len(name) <= 15 or not name.replace("_", "a").isalnum() or not name.isascii():
-        raise UsageError(f"--slots-map: {name!r} is no map name: 1 to 15 letters, digits and _")
+        raise OptionError(f"--slots-map: {name!r} is no map name: 1 to 15 letters, digits and _")
     if len(saved_map_name(name)) > 15 and link.mode == "map":
-        raise UsageError(f"--slots-map: {name!r} is too long for --saved-code map: 13 at most")
+        raise OptionError(f"--slots-map: {name!r} is too long for --saved-code map: 13 at most")
