@@ -49,7 +49,9 @@ def main() -> None:
     if folders and folders[0].is_dir() and not any(folders[0].iterdir()):
         for path in sorted((ROOT / "corpus" / "programs").glob("e[lb]/*.o")):
             if path.stat().st_size < LARGEST:
-                (folders[0] / f"{path.parent.name}-{path.stem}").write_bytes(path.read_bytes() + b"\0")
+                (folders[0] / f"{path.parent.name}-{path.stem}").write_bytes(
+                    path.read_bytes() + b"\0"
+                )
     atheris.Setup([sys.argv[0], f"-max_len={LARGEST}", *sys.argv[1:]], one)
     atheris.Fuzz()
 

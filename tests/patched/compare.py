@@ -83,10 +83,9 @@ def _sections(old: View, new: View, program: str, strategy: str) -> Iterable[str
             yield "section .maps: not the same with zeros behind it"
         if new.relocations.get(".maps", ()) and not old.relocations.get(".maps"):
             yield "section .maps: relocations are new"
-    if ".llvm_addrsig" in old.sections and ".llvm_addrsig" in new.sections and not legacy:
-        mine, theirs = _addresses(old), _addresses(new)
-        if mine != theirs:
-            yield f"section .llvm_addrsig: {mine} became {theirs}"
+    both = ".llvm_addrsig" in old.sections and ".llvm_addrsig" in new.sections
+    if both and not legacy and _addresses(old) != _addresses(new):
+        yield f"section .llvm_addrsig: {_addresses(old)} became {_addresses(new)}"
 
 
 def _addresses(view: View) -> object:
@@ -98,9 +97,7 @@ def _addresses(view: View) -> object:
     return [view.symbols[number].kind for number in numbers]
 
 
-def _symbols(
-    old: View, new: View, program: str, strategy: str, slots_map: str
-) -> Iterable[str]:
+def _symbols(old: View, new: View, program: str, strategy: str, slots_map: str) -> Iterable[str]:
     entry = old.function(program)
     before = Counter(
         s.kind

@@ -83,8 +83,7 @@ def differences(old: Given, new: Given, strategy: str) -> list[str]:
     """What of the original's reachable instructions has no equal in the patched program."""
     starts = _starts(new, strategy)
     tried = [_walk(old, new, start, strategy) for start in starts]
-    best = min(tried, key=len, default=["the body was not found"])
-    return best
+    return min(tried, key=len, default=["the body was not found"])
 
 
 def reached(old: Given) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -91,6 +92,12 @@ def load(loader: str, jobs: Iterable[Job]) -> list[Loaded]:
     for start, part in enumerate(done):
         results[start::_WORKERS] = part
     return results
+
+
+def warnings(result: Loaded) -> set[str]:
+    """What libbpf warned of, without section numbers."""
+    lines = [line for line in result.output.splitlines() if line.startswith("libbpf: ")]
+    return {re.sub(r"\(\d+\)", "()", line) for line in lines}
 
 
 def _bpftool(prefix: Sequence[str], jobs: Sequence[Job]) -> list[Loaded]:

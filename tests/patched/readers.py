@@ -147,16 +147,14 @@ def disagreements(data: bytes, view: View) -> list[str]:
         if mine is None or mine.type in ("SHT_NOBITS", "SHT_NULL"):
             continue
         if bytes(section.content) != mine.data or int(section.alignment) != mine.align:
-            said.append(f"section {section.name}: bytes or alignment differ")
+            said.append(f"section {mine.name}: bytes or alignment differ")
     count = len(view.symbols)
     table = [
         (str(s.name), s.value, s.size, int(s.binding), int(s.type)) for s in elf.symtab_symbols
     ]
     binds = {"STB_LOCAL": 0, "STB_GLOBAL": 1, "STB_WEAK": 2}
     types = {"STT_NOTYPE": 0, "STT_OBJECT": 1, "STT_FUNC": 2, "STT_SECTION": 3, "STT_FILE": 4}
-    mine_table = [
-        (s.name, s.value, s.size, binds[s.bind], types[s.type]) for s in view.symbols
-    ]
+    mine_table = [(s.name, s.value, s.size, binds[s.bind], types[s.type]) for s in view.symbols]
     # LIEF names section symbols after their sections.
     simple = [row if row[4] != 3 else ("", *row[1:]) for row in table]
     if simple != [row if row[4] != 3 else ("", *row[1:]) for row in mine_table]:

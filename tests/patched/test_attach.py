@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from patched import packets
-from patched.objects import corpus_objects, patch
-from real.debian import PrivateApt
 
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program
 from bpfchain.transform.errors import BpfchainError
+from patched import packets
+from patched.objects import corpus_objects, patch
+from real.debian import PrivateApt
 
 pytestmark = pytest.mark.usefixtures("kernel")
 BUILD = Path(__file__).resolve().parents[2] / ".build" / "patched"

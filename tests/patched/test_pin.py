@@ -13,15 +13,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from patched import packets
-from patched.objects import corpus_objects
-from support import real
 
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program
 from bpfchain.transform.request import Patched, Request
 from bpfchain.transform.transform import transform_object
-from bpfchain.verify.reference import chain_result
+from bpfchain.verify.reference import ReferenceLink, chain_result
+from patched import packets
+from patched.objects import corpus_objects
+from support import real
 
 BPFFS = Path("/sys/fs/bpf")
 STRATEGIES = ("inline", "subprog")
@@ -99,9 +99,7 @@ def clean(kernel: None) -> Iterator[None]:
 @pytest.mark.parametrize("which", TOOLS)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_chain(
-    tmp_path: Path, stack: ExitStack, strategy: str, last: bool, which: str
-) -> None:
+def test_chain(tmp_path: Path, stack: ExitStack, strategy: str, last: bool, which: str) -> None:
     links = [
         transform_object(
             source(name),
@@ -115,7 +113,9 @@ def test_chain(
     blocked = map_of(stack, slots, 0, "blocked")
     blocked.update(struct.pack("=H", packets.BLOCKED_PORT), b"\1")
     records = map_of(stack, slots, 2, "records")
-    with mmap.mmap(records.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ, offset=mmap.PAGESIZE) as at:
+    with mmap.mmap(
+        records.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ, offset=mmap.PAGESIZE
+    ) as at:
         verdicts = [run(which, pins[0], frame, tmp_path) for frame in packets.FRAMES]
         written = int.from_bytes(at[:8], "little")
     passed = [frame for frame in packets.FRAMES if packets.filter_verdict(frame) == PASS]
@@ -158,12 +158,12 @@ def test_chain_with_saved_codes(
     # Each entry's object is the same, so each link has one pair of maps.
     verdict = [map_of(stack, slots, index, "verdict") for index in range(3)]
     runs = [map_of(stack, slots, index, "runs") for index in range(3)]
-    reference = [({PASS}, {DROP, TX}), ({PASS}, {DROP}), ({PASS}, set[int]())]
+    reference: list[ReferenceLink] = [({PASS}, {DROP, TX}), ({PASS}, {DROP}), ({PASS}, ())]
     ran = [0, 0, 0]
     for codes in itertools.product(range(5), repeat=3):
         for one, code in zip(verdict, codes, strict=True):
             one.update(bytes(4), struct.pack("=i", code))
-        wanted, count = chain_result(reference, lambda index, codes=codes: codes[index])
+        wanted, count = chain_result(reference, codes.__getitem__)
         assert head.test_run(packets.UDP6).signed == wanted, codes
         ran = [total + (index < count) for index, total in enumerate(ran)]
     counted = [struct.unpack("=Q", one.lookup(bytes(4)) or b"")[0] for one in runs]

@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
+
+from bpfchain.transform.errors import BpfchainError
 from patched.expected import differences, rules
 from patched.loading import LOADERS, Job, Loaded, load
 from patched.objects import patch, patch_all, programs_of
 from support import real
-
-from bpfchain.transform.errors import BpfchainError
 
 pytestmark = [
     pytest.mark.real, pytest.mark.timeout(600), pytest.mark.usefixtures("kernel"),

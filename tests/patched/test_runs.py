@@ -7,13 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
+
+from bpfchain.transform.request import Patched, Request
+from bpfchain.transform.transform import transform_object
 from loaders import build
 from patched import packets
 from patched.objects import corpus_objects
 from support.kernel import Chain
-
-from bpfchain.transform.request import Patched, Request
-from bpfchain.transform.transform import transform_object
 
 pytestmark = pytest.mark.usefixtures("kernel")
 DROP, PASS = 1, 2
@@ -103,8 +103,7 @@ def test_verdicts_depend_on_the_last_link_that_ran(tmp_path: Path, strategy: str
     originals = {one.name: one for one in corpus_objects()}
     alone = []
     for link in links:
-        one = originals[link.program] if link.program in originals else None
-        assert one is not None, link.program
+        one = originals[link.program]  # in these five objects the program has the object's name
         with Chain([(one.path.read_bytes(), 0, {0: (0, one.program)})], max_entries=1) as single:
             alone.append([single.run(frame).signed for frame in packets.FRAMES])
     wanted = [

@@ -11,15 +11,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from patched.loading import LOADERS, Job, load
-from patched.objects import CorpusObject, corpus_objects, patch, programs_of
-from patched.readers import View, read
 
 from bpfchain.transform.elf_read import read_object
 from bpfchain.transform.errors import BpfchainError, RefusedError
 from bpfchain.transform.provenance import Provenance, read_provenance
 from bpfchain.transform.request import Patched, Request
 from bpfchain.transform.transform import transform_object
+from patched.loading import LOADERS, Job, load
+from patched.objects import CorpusObject, corpus_objects, patch, programs_of
+from patched.readers import View, read
 
 TOOLS = {
     "strip": ["llvm-strip", "-g"],
@@ -101,7 +101,8 @@ def test_still_loads(loader: str, tool: str, tmp_path: Path) -> None:
     ``--strip-debug`` gives what ``llvm-strip -g`` gives; a plain copy is tried with one loader.
     """
     objects = patched_objects()
-    before, after = [], []
+    before: list[Job] = []
+    after: list[Job] = []
     for number, (one, done) in enumerate(objects.values()):
         for jobs, data in ((before, done.data), (after, through(tool, done.data, tmp_path))):
             path = tmp_path / f"{number}_{len(jobs)}_{data is done.data}.o"

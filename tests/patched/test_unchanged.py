@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import pytest
+
+from bpfchain.transform.errors import BpfchainError
 from patched import compare
 from patched.objects import corpus_objects, hook_for, patch, programs_of
 from patched.readers import View, btf_types, disagreements, read
 from support import real
-
-from bpfchain.transform.errors import BpfchainError
 
 STRATEGIES = ("inline", "subprog")
 SLOTS = "bpfchain_slots"
@@ -116,7 +116,9 @@ def test_corpus(one: object) -> None:
 
 @pytest.mark.real
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("package", ["libxdp1", "xdp-tools", "libbpf-tools", "suricata", "xdp-tests"])
+@pytest.mark.parametrize(
+    "package", ["libxdp1", "xdp-tools", "libbpf-tools", "suricata", "xdp-tests"]
+)
 def test_real(package: str) -> None:
     """Every program of each object that can be a link."""
     objects = {one.sha256: one for one in real.real_objects() if one.package == package}

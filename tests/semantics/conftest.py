@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from semantics.tally import TALLY
@@ -10,6 +12,18 @@ from semantics.tally import TALLY
 @pytest.fixture(autouse=True)
 def _needs_kernel(kernel: None) -> None:
     """Every test here runs programs."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """With pytest-xdist: take over what a worker counted."""
+    TALLY.counts.update(getattr(node, "workeroutput", {}).get("semantics", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["semantics"] = dict(TALLY.counts)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -161,7 +161,9 @@ def _place(obj: Obj, rows: list[tuple[Sec, int, int]], names: list[int]) -> Buil
     return Built(bytes(image), tuple(offsets), shoff)
 
 
-def insn(opcode: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0, *, order: str = "<") -> Insns:
+def insn(
+    opcode: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0, *, order: str = "<"
+) -> Insns:
     """One instruction (RFC 9669, section 3)."""
     registers = dst | src << 4 if order == "<" else dst << 4 | src
     return struct.pack(order + "BBhi", opcode, registers, off, imm)
@@ -169,7 +171,9 @@ def insn(opcode: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0, *,
 
 def lddw(dst: int, value: int = 0, src: int = 0, *, order: str = "<") -> Insns:
     """A 64-bit immediate load; with a relocation on it, a map."""
-    low, high = struct.unpack(order + "ii", struct.pack(order + "II", value & 0xFFFF_FFFF, value >> 32))
+    low, high = struct.unpack(
+        order + "ii", struct.pack(order + "II", value & 0xFFFF_FFFF, value >> 32)
+    )
     return insn(0x18, dst, src, 0, low, order=order) + insn(0, imm=high, order=order)
 
 

@@ -126,18 +126,32 @@ class Tiny:
         a, b = self.registers[insn.dst] & (1 << bits) - 1, self._operand(insn, bits)
         shift = b & (bits - 1)
         match insn.opcode & 0xF0:
-            case 0x00: value = a + b
-            case 0x10: value = a - b
-            case 0x20: value = a * b
-            case 0x30: value = a // b if b else 0
-            case 0x40: value = a | b
-            case 0x50: value = a & b
-            case 0x60: value = a << shift
-            case 0x70: value = a >> shift
-            case 0x80: value = -a
-            case 0x90: value = a % b if b else a
-            case 0xA0: value = a ^ b
-            case 0xB0: value = b
-            case 0xC0: value = _signed(a, bits) >> shift
-            case _: raise StuckError(f"opcode {insn.opcode:#x}")  # fmt: skip
+            case 0x00:
+                value = a + b
+            case 0x10:
+                value = a - b
+            case 0x20:
+                value = a * b
+            case 0x30:
+                value = a // b if b else 0
+            case 0x40:
+                value = a | b
+            case 0x50:
+                value = a & b
+            case 0x60:
+                value = a << shift
+            case 0x70:
+                value = a >> shift
+            case 0x80:
+                value = -a
+            case 0x90:
+                value = a % b if b else a
+            case 0xA0:
+                value = a ^ b
+            case 0xB0:
+                value = b
+            case 0xC0:
+                value = _signed(a, bits) >> shift
+            case _:
+                raise StuckError(f"opcode {insn.opcode:#x}")
         return value & (1 << bits) - 1

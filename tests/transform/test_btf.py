@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -68,7 +69,9 @@ def types(draw: st.DrawFn) -> tuple[str, int, int, int, Sequence[int]]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(types(), max_size=12), st.sampled_from("<>"), st.booleans())
-def test_generated_types(made: list[tuple[str, int, int, int, Sequence[int]]], order: str, flag: bool) -> None:
+def test_generated_types(
+    made: list[tuple[str, int, int, int, Sequence[int]]], order: str, flag: bool
+) -> None:
     data, offsets = btf(made, order)
     if made and flag:  # kind_flag of the first type
         at = 24 + 4 + (0 if order == ">" else 3)
@@ -244,10 +247,10 @@ def test_bpftool_sees_the_old_types_and_the_new(name: str, strategy: str, tmp_pa
     assert [item["name"] for item in added if item["kind"] == "VAR"] == ["bpfchain_slots"]
 
 
-def _bpftool_types(path: Path) -> list[dict[str, object]]:
+def _bpftool_types(path: Path) -> list[dict[str, Any]]:
     tool = shutil.which("bpftool") or "/usr/sbin/bpftool"
     done = subprocess.run(
         [tool, "-j", "btf", "dump", "file", path], capture_output=True, text=True, check=True
     )
-    types: list[dict[str, object]] = json.loads(done.stdout)["types"]
+    types: list[dict[str, Any]] = json.loads(done.stdout)["types"]
     return types

@@ -14,9 +14,7 @@ from bpfchain.transform.errors import UsageError
 _EDGES = (CODE_MIN, CODE_MIN + 1, CODE_MIN + 2, -2, -1, 0, 1, 2, 3, CODE_MAX - 1, CODE_MAX)
 _NAMES = {"UNSPEC": -1, "OK": 0, "SHOT": 2, "PIPE": 3, "LONGEST_NAME": 4, "REDIRECT": 7}
 
-codes = st.one_of(
-    st.sampled_from(_EDGES), st.integers(-20, 20), st.integers(CODE_MIN, CODE_MAX)
-)
+codes = st.one_of(st.sampled_from(_EDGES), st.integers(-20, 20), st.integers(CODE_MIN, CODE_MAX))
 intervals = st.tuples(codes, codes).map(lambda pair: (min(pair), max(pair)))
 ranges = st.lists(intervals, max_size=6)
 sets = ranges.map(CodeSet.from_ranges)
@@ -160,7 +158,9 @@ def test_errors(text: str, message: str, hint: str | None) -> None:
     assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
-@pytest.mark.parametrize("text", ["1,", ",", "not:", "1..", "..", "1...2", "not:any", "1;2", "0x", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["1,", ",", "not:", "1..", "..", "1...2", "not:any", "1;2", "0x", "1.5"]
+)
 def test_malformed_lists_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError):
         CodeSet.parse(text, _NAMES, what="--success")
@@ -172,12 +172,13 @@ def test_malformed_lists_are_usage_errors(text: str) -> None:
      [[1, 2, 3]], [[2, 1]], [1 << 31], [-(1 << 31) - 1], [None], [[1, "2"]], [[]]],
 )  # fmt: skip
 def test_what_is_no_set_in_json(value: object) -> None:
-    with pytest.raises(ValueError, match="code|range"):
+    with pytest.raises(ValueError, match=r"code|range"):
         CodeSet.from_json(value)
 
 
 @pytest.mark.parametrize(
-    "ranges", [((2, 1),), ((1, 2), (3, 4)), ((5, 6), (1, 2)), ((0, 1 << 31),), ((-(1 << 31) - 1, 0),)]
+    "ranges",
+    [((2, 1),), ((1, 2), (3, 4)), ((5, 6), (1, 2)), ((0, 1 << 31),), ((-(1 << 31) - 1, 0),)],
 )
 def test_intervals_that_are_not_in_form(ranges: tuple[tuple[int, int], ...]) -> None:
     with pytest.raises(ValueError, match="intervals"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,26 @@ from bpfchain.transform.elf import Object
 from bpfchain.transform.elf_edit import add_section, add_symbol, change_section, drop_sections
 from bpfchain.transform.elf_read import read_object
 from bpfchain.transform.elf_write import write_object
-from bpfchain.transform.errors import BpfchainError, RefusedError
+from bpfchain.transform.errors import BpfchainError, RefusedError, UsageError
 from bpfchain.transform.request import Request
 from bpfchain.transform.transform import transform_object
 from support.mutate import CORPUS
 from support.objbuild import (
-    ALLOC_EXEC, ALLOC_WRITE, GLOBAL, LOCAL, NOBITS, OBJECT, SECTION, WEAK, Obj, Rel, Sec, Sym, build,
-    insn, lddw,
+    ALLOC_EXEC,
+    ALLOC_WRITE,
+    GLOBAL,
+    LOCAL,
+    NOBITS,
+    OBJECT,
+    SECTION,
+    WEAK,
+    Obj,
+    Rel,
+    Sec,
+    Sym,
+    build,
+    insn,
+    lddw,
 )  # fmt: skip
 
 OBJECTS = sorted(CORPUS.glob("e[lb]/*.o"))
@@ -55,7 +69,9 @@ def test_real_objects() -> None:
 
 # -- generated objects -------------------------------------------------------------------------
 
-_names = st.sampled_from(("xdp", ".text", "tc", ".rodata", ".data", ".maps", "license", "x" * 70, "Ä"))
+_names = st.sampled_from(
+    ("xdp", ".text", "tc", ".rodata", ".data", ".maps", "license", "x" * 70, "Ä")
+)
 
 
 @st.composite
@@ -64,9 +80,13 @@ def sections(draw: st.DrawFn) -> Sec:
     gap = draw(st.sampled_from((b"", b"", b"", b"\0", b"\0" * 7, b"gap", b"\0" * 64)))
     flags = draw(st.sampled_from((0, ALLOC_EXEC, ALLOC_WRITE, 0x30)))
     if draw(st.integers(0, 4)) == 0:
-        return Sec(draw(_names), type=NOBITS, size=draw(st.integers(0, 4096)), flags=flags, align=align)
+        return Sec(
+            draw(_names), type=NOBITS, size=draw(st.integers(0, 4096)), flags=flags, align=align
+        )
     data = draw(st.binary(max_size=40))
-    return Sec(draw(_names), data, flags=flags, align=align, gap=gap, entsize=draw(st.integers(0, 3)))
+    return Sec(
+        draw(_names), data, flags=flags, align=align, gap=gap, entsize=draw(st.integers(0, 3))
+    )
 
 
 @st.composite
@@ -84,11 +104,14 @@ def objects(draw: st.DrawFn) -> Obj:
         )
     )  # fmt: skip
     symbols = tuple(sorted(plain, key=lambda s: s.bind != LOCAL))
-    relocations = ()
+    relocations: tuple[tuple[int, tuple[Rel, ...]], ...] = ()
     if symbols:
         targets = draw(st.lists(st.integers(1, len(parts)), unique=True, max_size=2))
         item = st.builds(
-            Rel, st.integers(0, 1 << 33), st.integers(0, len(symbols) - 1), st.integers(0, (1 << 32) - 1)
+            Rel,
+            st.integers(0, 1 << 33),
+            st.integers(0, len(symbols) - 1),
+            st.integers(0, (1 << 32) - 1),
         )
         relocations = tuple((at, tuple(draw(st.lists(item, max_size=4)))) for at in targets)
     made = Obj(
@@ -108,7 +131,9 @@ def test_generated_objects(made: Obj) -> None:
     read = read_object(data)
     assert write_object(read) == data
     # and the model says what was asked for
-    assert [s.name for s in read.sections[1 : len(made.sections) + 1]] == [s.name for s in made.sections]
+    assert [s.name for s in read.sections[1 : len(made.sections) + 1]] == [
+        s.name for s in made.sections
+    ]
     for have, want in zip(read.sections[1:], made.sections, strict=False):
         assert (have.type, have.flags, have.addralign, have.data) == (
             want.type, want.flags, want.align, want.data,
@@ -138,11 +163,12 @@ def test_edits_move_only_what_lies_behind(made: Obj, data: st.DataObject) -> Non
     edited, place = add_section(edited, ".added", b"12345", align=8)
     edited, symbol = add_symbol(edited, "added", place, 1, 2, bind=LOCAL, type=OBJECT)
     edited, _ = add_symbol(edited, "prog", place, 0, 1, bind=GLOBAL, type=OBJECT)
-    try:
-        image = write_object(edited)
-    except RefusedError as error:
-        assert "not zero and would move" in error.message
+    if any(any(gap.data) for gap in before.gaps):
+        # bytes of nobody that are not zero are kept where they are, or the edit is refused
+        with suppress(RefusedError):
+            write_object(edited)
         return
+    image = write_object(edited)
     after = read_object(image)
     _agrees(image, after)
     assert write_object(after) == image
@@ -154,7 +180,12 @@ def test_edits_move_only_what_lies_behind(made: Obj, data: st.DataObject) -> Non
             assert new.data == old.data + more
         elif old.id not in (before.symtab, before.shstrtab) and old.type != 9:
             assert new.data == old.data
-        if new.data and new.addralign > 1 and old.offset is not None and old.offset % new.addralign == 0:
+        if (
+            new.data
+            and new.addralign > 1
+            and old.offset is not None
+            and old.offset % new.addralign == 0
+        ):
             assert new.offset is not None
             assert new.offset % new.addralign == 0
     names = {(s.name, s.bind, s.value, s.size) for s in after.symbols}
@@ -188,7 +219,7 @@ def test_a_dropped_section_takes_its_relocations_and_symbols() -> None:
     xdp = read.section("xdp")
     assert maps is not None
     assert xdp is not None
-    with pytest.raises(RefusedError, match="section .relxdp refers to m, which is to be dropped"):
+    with pytest.raises(RefusedError, match=r"section \.relxdp refers to m, which is to be dropped"):
         drop_sections(read, [maps.id])
     left = drop_sections(read, [xdp.id])
     image = write_object(left)
@@ -269,7 +300,7 @@ def test_a_symbol_of_no_section_is_refused() -> None:
 def test_a_relocation_of_no_symbol_is_refused_where_it_is_used() -> None:
     made = build(_xdp())
     broken = _patched_bytes(made.data, made.offsets[4] + 12, "<I", 77)
-    with pytest.raises(RefusedError, match="relocation 0 names symbol 77, which does not exist"):
+    with pytest.raises(RefusedError, match="names symbol 77, which does not exist"):
         transform_object(broken, Request(index=0))
 
 
@@ -298,13 +329,18 @@ def _agrees(data: bytes, obj: Object) -> None:
             assert theirs.num_symbols() == len(obj.symbols)
             for number, known in enumerate(obj.symbols):
                 symbol = theirs.get_symbol(number)
-                assert symbol.name == ("" if known.type == SECTION and not symbol["st_name"] else known.name)
+                assert symbol.name == (
+                    "" if known.type == SECTION and not symbol["st_name"] else known.name
+                )
                 assert (symbol["st_value"], symbol["st_size"]) == (known.value, known.size)
                 shndx = struct.unpack_from(obj.order + "H", mine.data, 24 * number + 6)[0]
                 assert shndx == (known.place or known.special)
         elif isinstance(theirs, RelocationSection):
             assert mine.target is not None
-            found = [(i["r_offset"], i["r_info_sym"], i["r_info_type"]) for i in theirs.iter_relocations()]
+            found = [
+                (i["r_offset"], i["r_info_sym"], i["r_info_type"])
+                for i in theirs.iter_relocations()
+            ]
             assert found == [(i.offset, i.symbol, i.type) for i in obj.decode_relocations(mine)]
 
 
@@ -312,7 +348,10 @@ def _agrees_lief(data: bytes, obj: Object) -> None:
     """LIEF reads the same sections, symbols and relocations."""
     elf = lief.ELF.parse(io.BytesIO(data))
     assert isinstance(elf, lief.ELF.Binary)
-    theirs = [(s.name, s.offset, s.size, s.alignment, int(s.flags), int(s.entry_size)) for s in elf.sections]
+    theirs = [
+        (s.name, s.offset, s.size, s.alignment, int(s.flags), int(s.entry_size))
+        for s in elf.sections
+    ]
     assert theirs == [
         (s.name, s.offset or 0, s.size, s.addralign, s.flags, s.entsize) for s in obj.sections
     ]
@@ -331,12 +370,11 @@ _OPTIONS: dict[str, dict[str, object]] = {
 def test_patched_objects_by_other_readers(path: Path) -> None:
     data = path.read_bytes()
     _agrees(data, read_object(data))
-    for name, options in _OPTIONS.items():
+    for options in _OPTIONS.values():
         try:
             patched = transform_object(data, Request(index=1, **options)).data  # type: ignore[arg-type]
-        except BpfchainError as error:
-            assert error.kind in {"refused", "usage"}, f"{name}: {error}"
-            continue
+        except (RefusedError, UsageError):
+            continue  # how many are not is counted below
         obj = read_object(patched)
         assert write_object(obj) == patched
         _agrees(patched, obj)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -63,7 +64,9 @@ def _codes(link: Link) -> list[int]:
 def _state_number(hook: Hook, code: int | None) -> int:
     if code is None:
         return 0
-    (number,) = [known.state for known in hook.codes if known.value == code and known.state is not None]
+    (number,) = [
+        known.state for known in hook.codes if known.value == code and known.state is not None
+    ]
     return number
 
 
@@ -107,7 +110,9 @@ def _run(case: Case, made: Fragment, start: int, r0: int, saved: int, lookup: bo
         return result
 
     numbers = {"bpfchain_slots": _SLOTS, "bpfchain_saved": _SAVED}
-    machine = Tiny(made.insns, call, maps={ref.slot: numbers[ref.target] for ref in made.references})
+    machine = Tiny(
+        made.insns, call, maps={ref.slot: numbers[ref.target] for ref in made.references}
+    )
     for i in range(8):
         machine.memory[_VALUE + i] = saved >> 8 * i & 0xFF
     machine.other_load = lambda address, size: int.from_bytes(
@@ -132,7 +137,7 @@ def check(case: Case) -> None:
     )
     visited: set[int] = set()
     by_index: dict[int, set[int]] = defaultdict(set)
-    reference = (link.success, link.redirect)
+    reference: Any = (link.success, link.redirect)
     for exit_code in case.exits:
         codes = _codes(link) if exit_code is None else [exit_code]
         for code in codes:
@@ -240,18 +245,26 @@ def test_exits_whose_code_is_known() -> None:
     assert ran > 400
 
 
-codes = st.one_of(st.integers(-3, 12), st.sampled_from((CODE_MIN, CODE_MAX)), st.integers(CODE_MIN, CODE_MAX))
+codes = st.one_of(
+    st.integers(-3, 12), st.sampled_from((CODE_MIN, CODE_MAX)), st.integers(CODE_MIN, CODE_MAX)
+)
 sets = st.one_of(
     st.lists(codes, max_size=4).map(lambda values: CodeSet.of(*values)),
     st.lists(codes, max_size=4).map(lambda values: CodeSet.excluding(*values)),
-    st.lists(st.tuples(codes, codes).map(lambda p: (min(p), max(p))), max_size=4).map(CodeSet.from_ranges),
+    st.lists(st.tuples(codes, codes).map(lambda p: (min(p), max(p))), max_size=4).map(
+        CodeSet.from_ranges
+    ),
     st.just(CodeSet.any()),
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(data=st.data(), success=sets, jmp32=st.booleans(), last=st.booleans(), index=st.integers(0, 32))
-def test_any_codes(data: st.DataObject, success: CodeSet, jmp32: bool, last: bool, index: int) -> None:
+@given(
+    data=st.data(), success=sets, jmp32=st.booleans(), last=st.booleans(), index=st.integers(0, 32)
+)
+def test_any_codes(
+    data: st.DataObject, success: CodeSet, jmp32: bool, last: bool, index: int
+) -> None:
     """S of any shape, on hooks whose codes are all of 32 bits."""
     hook = data.draw(st.sampled_from([h for h in HOOKS if h.legal == CodeSet.any()]))
     numbered = [code.value for code in hook.codes if code.state is not None]
@@ -261,8 +274,9 @@ def test_any_codes(data: st.DataObject, success: CodeSet, jmp32: bool, last: boo
     state = data.draw(st.sampled_from(link.states))
     if not needs_epilogue(link, state, None):
         # nothing to add: then nothing may go on, and nothing may be changed
+        reference: Any = (success, redirect)
         for code in _codes(link):
-            goes_on, then = step((success, redirect), state, code)
+            goes_on, then = step(reference, state, code)
             assert not goes_on or (link.ends and then in (None, code))
         return
     known = _known_exits(link, state)
@@ -290,9 +304,12 @@ def test_map_mode(hook: Hook) -> None:
 
 def _check_map(case: Case) -> None:
     link = case.link
-    made, entry = build_epilogue(link, None, keep=case.keep, exits=(None,), code_register=6, jmp32=case.jmp32)
+    made, entry = build_epilogue(
+        link, None, keep=case.keep, exits=(None,), code_register=6, jmp32=case.jmp32
+    )
     visited: set[int] = set()
     by_index: dict[int, set[int]] = defaultdict(set)
+    reference: Any = (link.success, link.redirect)
     legal = CodeSet((link.hook.returns,)) if link.hook.returns is not None else CodeSet.any()
     numbered = [c.value for c in link.hook.codes if c.state is not None and c.value in legal]
     for before in (None, *numbered):
@@ -300,7 +317,7 @@ def _check_map(case: Case) -> None:
         # what lies there when the first link starts is an earlier run's
         state = None if link.index == 0 else before
         for code in _codes(link):
-            goes_on, then = step((link.success, link.redirect), state, code)
+            goes_on, then = step(reference, state, code)
             for dirt in DIRTY:
                 seen = _run(case, made, entry(None), dirt << 32 | code & _M32, value)
                 visited |= seen.visited
@@ -309,7 +326,9 @@ def _check_map(case: Case) -> None:
                 if not goes_on:
                     assert (seen.slots, _low(seen.result)) == ([], code)
                     continue
-                assert _low(seen.result) == (code if then is None else then), f"{code} after {before}"
+                assert _low(seen.result) == (code if then is None else then), (
+                    f"{code} after {before}"
+                )
                 assert seen.slots == ([] if link.ends else [link.index + 1])
                 if not link.ends:
                     assert seen.saved == (0 if then is None else _FLAG | then & _M32)
@@ -324,7 +343,9 @@ def _check_map(case: Case) -> None:
 
 def test_lookup_that_fails_changes_no_code() -> None:
     """The verifier makes the code look at the null that a lookup in an array cannot give."""
-    link = Link(hook=hook_named("xdp"), index=3, success=CodeSet.of(2), redirect=CodeSet.of(4), mode="map")
+    link = Link(
+        hook=hook_named("xdp"), index=3, success=CodeSet.of(2), redirect=CodeSet.of(4), mode="map"
+    )
     case = Case(link, None, Keep(register=6), False, (None,))
     made, entry = build_epilogue(link, None, keep=case.keep, exits=(None,), jmp32=False)
     for code in range(5):

@@ -64,7 +64,9 @@ def call(helper: int) -> Insn:
 CALL_FUNCTION = Insn(0x85, src=1, imm=7)
 
 
-def flow(*insns: Insn, relocated: dict[int, bool] | None = None, adjusted: set[int] | None = None) -> Flow:
+def flow(
+    *insns: Insn, relocated: dict[int, bool] | None = None, adjusted: set[int] | None = None
+) -> Flow:
     return analyse(
         list(insns), what="p", relocated=relocated or {}, adjusted=frozenset(adjusted or ())
     )
@@ -338,7 +340,11 @@ def test_what_no_verifier_takes_is_refused(insns: list[Insn], message: str | Non
 def test_successors() -> None:
     insns = [jeq(1, 0, 2), Insn(0x18, 1), Insn(0), Insn(0x06, imm=0), EXIT]
     assert control_flow(insns, what="p") == [(1, 3), (3,), (), (4,), ()]
-    assert control_flow([Insn(0xE5, offset=1), EXIT, EXIT], what="p") == [(1, 2), (), ()]  # may_goto
+    assert control_flow([Insn(0xE5, offset=1), EXIT, EXIT], what="p") == [
+        (1, 2),
+        (),
+        (),
+    ]  # may_goto
 
 
 # -- generated programs ------------------------------------------------------------------------
@@ -373,7 +379,12 @@ _insns = st.one_of(
 @st.composite
 def programs(draw: st.DrawFn) -> list[Insn]:
     body = draw(st.lists(_insns, min_size=2, max_size=24))
-    front = [mov(r, 0) for r in (0, 3, 6, 7)] + [copy(8, 10), copy(9, 10), store(10, -72, 10), store(10, -80, 10)]
+    front = [mov(r, 0) for r in (0, 3, 6, 7)] + [
+        copy(8, 10),
+        copy(9, 10),
+        store(10, -72, 10),
+        store(10, -80, 10),
+    ]
     insns = [*front, *body, EXIT]
     for slot, insn in enumerate(insns):
         if insn.is_jump:  # inside the program, and not among the first instructions

@@ -28,7 +28,9 @@ def test_any_bytes_come_back(data: bytes, order: str) -> None:
     st.integers(0, 255), st.integers(0, 15), st.integers(0, 15), st.integers(-0x8000, 0x7FFF),
     st.integers(-(1 << 31), (1 << 31) - 1),
 )  # fmt: skip
-def test_fields_are_where_the_rfc_says(opcode: int, dst: int, src: int, offset: int, imm: int) -> None:
+def test_fields_are_where_the_rfc_says(
+    opcode: int, dst: int, src: int, offset: int, imm: int
+) -> None:
     """RFC 9669, section 3.1: the register nibbles swap with the byte order."""
     little = struct.pack("<BBhi", opcode, src << 4 | dst, offset, imm)
     big = struct.pack(">BBhi", opcode, dst << 4 | src, offset, imm)
@@ -70,7 +72,9 @@ def test_code_is_the_same_in_both_byte_orders() -> None:
 def test_half_instructions_are_refused(size: int) -> None:
     with pytest.raises(RefusedError) as caught:
         decode(bytes(size), "<", what="program p (xdp)")
-    assert caught.value.message == f"program p (xdp): {size} bytes are not whole 8-byte instructions"
+    assert (
+        caught.value.message == f"program p (xdp): {size} bytes are not whole 8-byte instructions"
+    )
 
 
 def test_what_an_instruction_is() -> None:

@@ -5,6 +5,7 @@ In generated objects every instruction has an immediate of its own, so "the same
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,36 @@ from bpfchain.transform.elf_read import read_object
 from bpfchain.transform.elf_write import write_object
 from bpfchain.transform.errors import BpfchainError, RefusedError
 from bpfchain.transform.isa import Insn
-from bpfchain.transform.layout import Copy, Fresh, Layout, OffsetMap, apply_layouts, relayout_btf_ext
+from bpfchain.transform.layout import (
+    Copy,
+    Fresh,
+    Layout,
+    OffsetMap,
+    apply_layouts,
+    relayout_btf_ext,
+)
 from bpfchain.transform.program import programs_of
 from bpfchain.transform.request import Request
 from bpfchain.transform.transform import transform_object
 from support.mutate import CORPUS
 from support.objbuild import (
-    ALLOC_EXEC, ALLOC_WRITE, GLOBAL, LOCAL, OBJECT, R_64_32, R_64_64, R_64_ABS64, SECTION, Obj, Rel,
-    Sec, Sym, btf, btf_ext, build, insn,
+    ALLOC_EXEC,
+    ALLOC_WRITE,
+    GLOBAL,
+    LOCAL,
+    OBJECT,
+    R_64_32,
+    R_64_64,
+    R_64_ABS64,
+    SECTION,
+    Obj,
+    Rel,
+    Sec,
+    Sym,
+    btf,
+    btf_ext,
+    build,
+    insn,
 )  # fmt: skip
 
 OBJECTS = sorted(CORPUS.glob("e[lb]/*.o"))
@@ -75,10 +98,12 @@ def layouts(draw: st.DrawFn) -> tuple[str, list[int], list[int], tuple[Layout, .
     cuts = sorted({0, _SLOTS, *draw(st.lists(slots, max_size=5))})
     pieces: list[Copy | Fresh] = []
     added = iter(range(_NEW, _NEW + 1000))
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         if draw(st.booleans()):
             count = draw(st.integers(1, 3))
-            pieces.append(Fresh(tuple(Insn(0xB7, 3, imm=next(added)) for _ in range(count)), line="new"))
+            pieces.append(
+                Fresh(tuple(Insn(0xB7, 3, imm=next(added)) for _ in range(count)), line="new")
+            )
         pieces.append(Copy(CODE, 8 * start, 8 * end))
         if draw(st.integers(0, 3)) == 0:  # another state's entry: a second copy of the same code
             pieces.append(Copy(CODE, 8 * start, 8 * end, primary=False, carry_functions=False))
@@ -137,7 +162,9 @@ def test_every_reference_follows_its_instruction(
     _check_records(before, after, wanted, marks)
 
 
-def _check_records(before: Object, after: Object, wanted: tuple[Layout, ...], marks: list[int]) -> None:
+def _check_records(
+    before: Object, after: Object, wanted: tuple[Layout, ...], marks: list[int]
+) -> None:
     section = before.section(".BTF")
     assert section is not None
     types = read_btf(section.data, before.order)
@@ -150,7 +177,9 @@ def _check_records(before: Object, after: Object, wanted: tuple[Layout, ...], ma
         if number != 0:
             assert len(set(offsets)) == len(offsets), "two records for one instruction"
         old = [r for r in records if _imm(after, CODE, r.offset) < _NEW]
-        last = [int.from_bytes(r.rest[-4:], "little" if before.order == "<" else "big") for r in old]
+        last = [
+            int.from_bytes(r.rest[-4:], "little" if before.order == "<" else "big") for r in old
+        ]
         slots = [_imm(after, CODE, r.offset) - 100 for r in old]
         assert set(slots) == set(marks), "records were lost, or tell of another instruction"
         if number != 0:
@@ -167,7 +196,9 @@ def test_code_that_moves_to_another_section_takes_everything_along() -> None:
     wrapper = Fresh((Insn(0xB7, 3, imm=_NEW), Insn(0xB7, 3, imm=_NEW + 1)), line="new")
     wanted = (
         Layout(CODE, (Copy(CODE, 0, 64), wrapper, Copy(CODE, 128, 8 * _SLOTS)), ((64, 1),)),
-        Layout(TEXT, (Copy(TEXT, 0, size), Copy(CODE, 64, 128, carry_functions=False)), ((size, 2),)),
+        Layout(
+            TEXT, (Copy(TEXT, 0, size), Copy(CODE, 64, 128, carry_functions=False)), ((size, 2),)
+        ),
     )
     after = apply_layouts(before, wanted)
     for slot in marks:
@@ -254,13 +285,17 @@ def test_corpus_records_follow(strategy: str) -> None:
         before = read_object(data)
         for program in programs_of(before):
             try:
-                patched = transform_object(data, Request(index=1, program=program.name, strategy=strategy))
+                patched = transform_object(
+                    data, Request(index=1, program=program.name, strategy=strategy)
+                )
             except BpfchainError:
                 continue
             if patched.strategy != strategy:
                 continue
             checked += 1
-            adjusted += _check_object(path, before, read_object(patched.data), program.name, strategy)
+            adjusted += _check_object(
+                path, before, read_object(patched.data), program.name, strategy
+            )
     assert checked > 150
     assert adjusted >= 20, "no CO-RE relocation was compared"
 
@@ -278,7 +313,9 @@ def _check_object(path: Path, before: Object, after: Object, patched: str, strat
             shift = _preamble(before, after, old[name], place)
         wanted = [(n, slot, rest) for n, slot, rest in _records(before, section, start, end)]
         have = [(n, slot - shift, rest) for n, slot, rest in _records(after, *place)]
-        if name == patched:  # the added code has lines of its own; none of its records is the body's
+        if (
+            name == patched
+        ):  # the added code has lines of its own; none of its records is the body's
             count = (end - start) // 8
             have = [item for item in have if 0 <= item[1] < count]
         assert have == wanted, f"{path.parent.name}/{path.name}: {name}: records differ"
@@ -286,7 +323,9 @@ def _check_object(path: Path, before: Object, after: Object, patched: str, strat
     return adjusted
 
 
-def _preamble(before: Object, after: Object, old: tuple[str, int, int], new: tuple[str, int, int]) -> int:
+def _preamble(
+    before: Object, after: Object, old: tuple[str, int, int], new: tuple[str, int, int]
+) -> int:
     """How many instructions were put in front of the body."""
     mine, theirs = before.section(old[0]), after.section(new[0])
     assert mine is not None
@@ -296,7 +335,7 @@ def _preamble(before: Object, after: Object, old: tuple[str, int, int], new: tup
     for shift in (0, 1):
         part = found[shift : shift + len(body)]
         if all(
-            a[:4] == b[:4] or a.opcode == isa.EXIT and b.opcode == isa.JA
+            a[:4] == b[:4] or (a.opcode == isa.EXIT and b.opcode == isa.JA)
             for a, b in zip(body, part, strict=True)
         ):
             return shift

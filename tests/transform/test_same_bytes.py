@@ -31,7 +31,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 def digests(reverse: bool) -> dict[str, str]:
     """What becomes of every object with every choice of options: a digest, or the error."""
-    work = [(path, number) for path in sorted(CORPUS.glob("e[lb]/*.o")) for number in range(len(OPTIONS))]
+    work = [
+        (path, number)
+        for path in sorted(CORPUS.glob("e[lb]/*.o"))
+        for number in range(len(OPTIONS))
+    ]
     found = {}
     for path, number in reversed(work) if reverse else work:
         request = Request(index=2, **OPTIONS[number])
@@ -47,7 +51,7 @@ def digests(reverse: bool) -> dict[str, str]:
 
 
 def test_hash_seed_and_order_change_nothing() -> None:
-    code = "import json, sys; sys.path[:0] = {paths!r}; import importlib.util as u; s = u.spec_from_file_location(\"same\", {file!r}); "
+    code = 'import json, sys; sys.path[:0] = {paths!r}; import importlib.util as u; s = u.spec_from_file_location("same", {file!r}); '
     code += "t = u.module_from_spec(s); s.loader.exec_module(t); "
     code += "print(json.dumps(t.digests({reverse})))"
     paths = [str(ROOT / folder) for folder in ("tests", "transform")]

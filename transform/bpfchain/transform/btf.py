@@ -8,7 +8,7 @@ include/uapi/linux/btf.h.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from struct import Struct
 
 from .errors import RefusedError
@@ -90,12 +90,7 @@ class Btf:
 
     def offsets_of(self, name: str) -> frozenset[int]:
         """Every offset at which the string may be named (tails of longer strings too)."""
-        wanted = name.encode() + b"\0"
-        offsets, at = set(), self.strings.find(wanted)
-        while at >= 0:
-            offsets.add(at)
-            at = self.strings.find(wanted, at + 1)
-        return frozenset(offsets)
+        return _offsets_of(self.strings, name)
 
     def with_string(self, text: str) -> tuple[Btf, int]:
         """The BTF that holds ``text``, and where; an equal string is reused."""
@@ -123,6 +118,16 @@ class Btf:
     def members(self, known: BtfType) -> tuple[tuple[int, int, int], ...]:
         """The word triples of a STRUCT (name, type, bit offset) or DATASEC (type, offset, size)."""
         return tuple(self.words.iter_unpack(known.tail))
+
+
+@lru_cache(maxsize=256)
+def _offsets_of(strings: bytes, name: str) -> frozenset[int]:
+    wanted = name.encode() + b"\0"
+    offsets, at = set(), strings.find(wanted)
+    while at >= 0:
+        offsets.add(at)
+        at = strings.find(wanted, at + 1)
+    return frozenset(offsets)
 
 
 def read_btf(data: bytes, order: str) -> Btf:

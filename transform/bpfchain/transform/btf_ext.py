@@ -31,34 +31,51 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Subsection:
-    """The records of one kind, in blocks by the name of the section they belong to."""
+    """The records of one kind, in blocks by the name of the section they belong to.
 
+    Blocks stay packed until somebody asks for a section's records: a large object has many more
+    than one edit looks at.
+    """
+
+    order: str
     record_size: int
-    blocks: tuple[tuple[int, tuple[Record, ...]], ...] = ()
-    """Pairs of section name (offset into the BTF strings) and records."""
+    packed: tuple[tuple[int, bytes], ...] = ()
+    """Pairs of section name (offset into the BTF strings) and its records' bytes."""
+
+    @property
+    def blocks(self) -> tuple[tuple[int, tuple[Record, ...]], ...]:
+        """All blocks, decoded."""
+        return tuple((name, self._decode(data)) for name, data in self.packed)
 
     def of(self, names: frozenset[int]) -> tuple[Record, ...]:
         """All records of a section, whose name may be spelt by several string offsets."""
-        found = [rec for name, records in self.blocks if name in names for rec in records]
+        found = [rec for name, data in self.packed if name in names for rec in self._decode(data)]
         return tuple(sorted(found, key=lambda rec: rec.offset))
 
     def with_records(
         self, names: frozenset[int], name: int, records: Iterable[Record]
     ) -> Subsection:
-        """The subsection where a section has exactly these records, in one sorted block."""
-        block = tuple(sorted(records, key=lambda rec: rec.offset))
-        at = next((i for i, (known, _) in enumerate(self.blocks) if known in names), None)
-        if at is not None:
-            name = self.blocks[at][0]
-        kept = [b for b in self.blocks if b[0] not in names]
+        """The subsection where a section has exactly these records, in one sorted block.
+
+        ``name`` is how the section is spelt where it has no block yet.
+        """
+        word = Struct(self.order + "I")
+        ordered = sorted(records, key=lambda rec: rec.offset)
+        block = b"".join(word.pack(record.offset) + record.rest for record in ordered)
+        kept = [known for known in self.packed if known[0] not in names]
+        spelt = [known[0] for known in self.packed if known[0] in names]
+        at = len(kept)
+        if spelt:
+            first = next(i for i, known in enumerate(self.packed) if known[0] in names)
+            at = sum(1 for known in self.packed[:first] if known[0] not in names)
         if block:
-            before = (
-                sum(1 for b in self.blocks[:at] if b[0] not in names)
-                if at is not None
-                else len(kept)
-            )
-            kept.insert(before, (name, block))
-        return replace(self, blocks=tuple(kept))
+            kept.insert(at, (spelt[0] if spelt else name, block))
+        return replace(self, packed=tuple(kept))
+
+    def _decode(self, data: bytes) -> tuple[Record, ...]:
+        size = self.record_size
+        fields = Struct(f"{self.order}I{size - 4}s")
+        return tuple(Record(offset, rest) for offset, rest in fields.iter_unpack(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +97,7 @@ class BtfExt:
         parts = list(self.parts)
         parts[number] = part
         present = list(self.present)
-        present[number] = bool(part.blocks)
+        present[number] = bool(part.packed)
         return replace(
             self,
             parts=(parts[0], parts[1], parts[2]),
@@ -91,7 +108,7 @@ class BtfExt:
 
 def empty(order: str) -> BtfExt:
     """Information about nothing."""
-    none = tuple(Subsection(size) for size in RECORD_SIZES)
+    none = tuple(Subsection(order, size) for size in RECORD_SIZES)
     return BtfExt(order, (none[0], none[1], none[2]), present=(False, False, False))
 
 
@@ -128,7 +145,7 @@ def read_btf_ext(data: bytes, order: str) -> BtfExt:
 
 def _read_part(data: bytes, order: str, number: int) -> Subsection:
     if not data:
-        return Subsection(RECORD_SIZES[number])
+        return Subsection(order, RECORD_SIZES[number])
     what = f"section .BTF.ext: {_NAMES[number]}"
     word, pair = Struct(order + "I"), Struct(order + "II")
     if len(data) < 4:
@@ -144,13 +161,9 @@ def _read_part(data: bytes, order: str, number: int) -> Subsection:
         at += 8
         if at + count * size > len(data):
             raise RefusedError(f"{what}: a block of {count} records is cut short")
-        records = tuple(
-            Record(word.unpack_from(data, i)[0], data[i + 4 : i + size])
-            for i in range(at, at + count * size, size)
-        )
-        blocks.append((name, records))
+        blocks.append((name, data[at : at + count * size]))
         at += count * size
-    return Subsection(size, tuple(blocks))
+    return Subsection(order, size, tuple(blocks))
 
 
 def write_btf_ext(ext: BtfExt) -> bytes:
@@ -169,10 +182,7 @@ def _write_part(ext: BtfExt, number: int) -> bytes:
     part = ext.parts[number]
     if not ext.present[number]:
         return b""
-    word, pair = Struct(ext.order + "I"), Struct(ext.order + "II")
-    out = [word.pack(part.record_size)]
-    for name, records in part.blocks:
-        out.append(pair.pack(name, len(records)))
-        for record in records:
-            out += (word.pack(record.offset), record.rest)
+    out = [Struct(ext.order + "I").pack(part.record_size)]
+    for name, data in part.packed:
+        out += (Struct(ext.order + "II").pack(name, len(data) // part.record_size), data)
     return b"".join(out)

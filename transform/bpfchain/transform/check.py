@@ -12,17 +12,22 @@ from . import isa
 from . import records as r
 from .btf import Btf, Kind
 from .btf_ext import FUNC_INFO, LINE_INFO, BtfExt
-from .elf import Object, Section
+from .elf import Object, Section, SectionId
 from .errors import RefusedError
 from .subject import read_types
 
 __all__ = ["check_object"]
 
 
-def check_object(obj: Object) -> None:
-    """Raise RefusedError where the object does not hold together."""
+def check_object(obj: Object, changed: frozenset[SectionId]) -> None:
+    """Raise RefusedError where the object does not hold together.
+
+    ``changed`` are the executable sections that were laid out anew; what is as it was read is as
+    right as it was.
+    """
     for section in obj.sections:
-        if section.type == r.SHT_REL and section.target is not None:
+        target = section.target
+        if target is not None and (target in changed or obj.by_id[target].name == ".maps"):
             _check_relocations(obj, section)
         if section.executable:
             _check_code(obj, section)
@@ -30,14 +35,12 @@ def check_object(obj: Object) -> None:
     if btf is not None:
         _check_maps(obj, btf)
         if ext is not None:
-            _check_records(obj, btf, ext)
+            _check_records(obj, btf, ext, changed)
 
 
 def _check_relocations(obj: Object, section: Section) -> None:
     assert section.target is not None
     target = obj.by_id[section.target]
-    if target.name.startswith((".debug_", ".BTF")):
-        return
     for item in obj.decode_relocations(section):
         width = 4 if item.type in (r.R_BPF_64_ABS32, r.R_BPF_64_NODYLD32) else 8
         if item.offset + width > len(target.data):
@@ -78,10 +81,8 @@ def _check_maps(obj: Object, btf: Btf) -> None:
         )
 
 
-def _check_records(obj: Object, btf: Btf, ext: BtfExt) -> None:
-    for section in obj.sections:
-        if not section.executable:
-            continue
+def _check_records(obj: Object, btf: Btf, ext: BtfExt, changed: frozenset[SectionId]) -> None:
+    for section in (obj.by_id[identity] for identity in changed):
         names = btf.offsets_of(section.name)
         for number in (FUNC_INFO, LINE_INFO):
             offsets = [record.offset for record in ext.parts[number].of(names)]

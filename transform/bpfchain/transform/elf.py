@@ -180,6 +180,11 @@ class Object:
         section = self.relocation_section(target)
         return self.decode_relocations(section) if section is not None else ()
 
+    def relocated_symbols(self, section: Section) -> set[SymbolId]:
+        """The symbols that a relocation section names, found without decoding its records."""
+        found = r.records_for(self.order).rel_symbol.iter_unpack(section.data)
+        return {SymbolId(index) for (index,) in found}
+
     def decode_relocations(self, section: Section) -> tuple[Relocation, ...]:
         """The records of one relocation section."""
         known = self._decoded.get(section.id)

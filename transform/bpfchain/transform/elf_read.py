@@ -51,6 +51,11 @@ def read_object(data: bytes) -> Object:
     names = _slice(data, raw[shstrndx], "section names")
     sections = tuple(_section(data, names, i, header, shnum) for i, header in enumerate(raw))
     symtab, symbols = _symbols(rec, sections)
+    for section in sections:
+        if section.type == r.SHT_REL and section.link != symtab:
+            raise RefusedError(
+                f"section {section.name}: its symbols are not those of the symbol table"
+            )
     gaps, tail = _gaps(data, sections, shoff, shoff + shnum * r.SHDR_SIZE)
     return Object(
         header=Header(ident, entry, flags, order),
@@ -102,6 +107,8 @@ def _section(data: bytes, names: bytes, index: int, header: tuple[int, ...], cou
         raise RefusedError(
             f"section {name}: type {kind:#x} is not known here and may refer to what the patch moves"
         )
+    if flags & r.SHF_COMPRESSED and not name.startswith(".debug_"):
+        raise RefusedError(f"section {name}: it is compressed")
     if link >= count:
         raise RefusedError(f"section {name}: sh_link {link} is not a section")
     if align & (align - 1) or align > 1 << 16:

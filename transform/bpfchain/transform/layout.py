@@ -15,7 +15,7 @@ from struct import Struct
 from . import isa
 from . import records as r
 from .btf import Btf
-from .btf_ext import CORE_RELO, FUNC_INFO, LINE_INFO, BtfExt, Record
+from .btf_ext import CORE_RELO, FUNC_INFO, LINE_INFO, BtfExt, Record, Subsection
 from .elf import Object, Relocation, Section, SectionId, Symbol, SymbolId
 from .errors import RefusedError
 
@@ -261,31 +261,37 @@ def relayout_btf_ext(
     ``btf`` must hold the names of all sections that are laid out. ``lines`` gives for the text of each Fresh piece its (file, line) string offsets. Line records
     for added code appear only in sections that have line info at all.
     """
+    result = ext
     for layout in layouts:
         names = btf.offsets_of(obj.by_id[layout.section].name)
         for number in (FUNC_INFO, LINE_INFO, CORE_RELO):
-            part = ext.parts[number]
-            records: list[Record] = []
-            for at, piece in layout.placed():
-                if isinstance(piece, Fresh):
-                    continue
-                if number == FUNC_INFO and not piece.carry_functions:
-                    continue
-                source = part.of(btf.offsets_of(obj.by_id[piece.section].name))
-                records += [
-                    Record(record.offset + at - piece.start, record.rest)
-                    for record in source
-                    if piece.start <= record.offset < piece.end
-                ]
-            if number == FUNC_INFO and part.blocks:
+            part = ext.parts[number]  # as it was: another layout may have taken from it
+            records = _carried(part, number, layout, btf, obj)
+            if number == FUNC_INFO and part.packed:
                 word = Struct(ext.order + "I")
                 pad = bytes(part.record_size - 8)
                 records += [Record(at, word.pack(kind) + pad) for at, kind in layout.functions]
-            if number == LINE_INFO and records:
+            if number == LINE_INFO and (records or part.of(names)):
                 records = _fresh_lines(layout, records, lines, part.record_size, ext.order)
             if records or part.of(names):
-                ext = ext.with_part(number, part.with_records(names, min(names), records))
-    return ext
+                changed = result.parts[number].with_records(names, min(names), records)
+                result = result.with_part(number, changed)
+    return result
+
+
+def _carried(part: Subsection, number: int, layout: Layout, btf: Btf, obj: Object) -> list[Record]:
+    """The records of copied instructions, at their new places."""
+    records: list[Record] = []
+    for at, piece in layout.placed():
+        if isinstance(piece, Fresh) or (number == FUNC_INFO and not piece.carry_functions):
+            continue
+        source = part.of(btf.offsets_of(obj.by_id[piece.section].name))
+        records += [
+            Record(record.offset + at - piece.start, record.rest)
+            for record in source
+            if piece.start <= record.offset < piece.end
+        ]
+    return records
 
 
 def _fresh_lines(

@@ -273,11 +273,14 @@ def _depth(
 def references_to(obj: Object, program: Function) -> Iterator[tuple[str, int]]:
     """Every place (section, offset) in the object that refers to the program."""
     place, start, end = program.section.id, program.symbol.value, program.symbol.end
+    inside = frozenset(symbol.id for symbol in obj.by_place.get(place, ()))
     for section in obj.sections:
         if section.type != r.SHT_REL or section.target is None:
             continue
         target = obj.by_id[section.target]
         if target.name.startswith((".debug_", ".BTF", ".eh_frame")):
+            continue
+        if inside.isdisjoint(obj.relocated_symbols(section)):
             continue
         for item in obj.decode_relocations(section):
             symbol = obj.symbol_by_id[item.symbol]

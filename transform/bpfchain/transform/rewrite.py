@@ -47,6 +47,8 @@ class Patch:
     after: Cost
     debug: str
     needs: tuple[Need, ...] = ()
+    changed: frozenset[SectionId] = frozenset()
+    """Executable sections that were laid out anew."""
     front: int = 0
     """Added instructions before the body in the entry of state none."""
 
@@ -194,6 +196,7 @@ class _Work:
         return Patch(
             obj, btf, plan.strategy, plan.why, told, Cost(count, plan.stack),
             "dropped" if debug else "none", plan.needs,
+            frozenset(layout.section for layout in done),
             plan.entries[0].front if plan.strategy == "inline" else 0,
         )  # fmt: skip
 

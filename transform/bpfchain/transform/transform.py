@@ -71,7 +71,7 @@ def transform_object(data: bytes, request: Request) -> Patched:
             keep=patch.keep, front=patch.front, body=len(code.insns),
         ),
     )  # fmt: skip
-    check_object(obj)
+    check_object(obj, patch.changed)
     return Patched(
         data=write_object(obj),
         link=link,
