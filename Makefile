@@ -34,6 +34,7 @@ setup-test:
 bench:
 	@tools/setup.sh bench
 	$(PYTHON) bench/cost.py --limit 1.02
+	$(PYTHON) bench/nanoseconds.py
 	$(PYTHON) bench/speed.py
 
 fuzz: setup-test

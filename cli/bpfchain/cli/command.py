@@ -221,9 +221,11 @@ def _lowered(message: str) -> str:
 
 def settings() -> MutableMapping[str, Any]:
     """Click's settings for every command: -h, and help as wide as the terminal, at most 100."""
-    from shutil import get_terminal_size
-
+    try:  # not shutil's: importing it costs more than all of the rest here
+        columns = os.get_terminal_size(1).columns
+    except OSError:
+        columns = 80
     return {
         "help_option_names": ["-h", "--help"],
-        "max_content_width": min(100, get_terminal_size().columns),
+        "max_content_width": min(100, columns),
     }

@@ -7,6 +7,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run ``bpfchain-transform`` with the process's arguments."""
+    import gc
+
+    gc.disable()  # one object in, one out: there is no garbage worth looking for
     from .transform import command
 
     command.main(prog_name="bpfchain-transform")
