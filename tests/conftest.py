@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
 from support.kernel import BPFFS, REQUIRE, enter_private_mounts, why_unusable
+
+# a machine under load is slow: time is measured in bench/, never asserted
+settings.register_profile("bpfchain", deadline=None)
+settings.load_profile("bpfchain")
 
 
 def pytest_configure(config: pytest.Config) -> None:

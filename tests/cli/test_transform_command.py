@@ -129,8 +129,7 @@ USAGE = [
     ),
     (
         ["filter.o", "--index", "33", "-o", "l.o"],
-        "usage: index 33 is outside 0..32\n"
-        "  hint: the kernel follows 33 tail calls and no more\n",
+        "usage: index 33 is outside 0..32\n  hint: the kernel follows 33 tail calls and no more\n",
     ),
     (
         ["filter.o", "--indx", "0", "-o", "l.o"],

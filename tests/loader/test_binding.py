@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bpfchain.loader import maps as maps_module
 from bpfchain.loader.libbpf import ObjectFile
 from bpfchain.loader.links import (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bpfchain.loader.libbpf import LibbpfError, ObjectFile, library
 from bpfchain.loader.links import Link
 from bpfchain.loader.maps import Map

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from bpfchain.loader import links, uapi
 from bpfchain.loader.library import OpenOptions
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from bpfchain.loader.verifierlog import condense, first_complaint, programs_logs
 
 # Written in the form of kernel 6.1 (OLD) and 6.18; test_objects.py has the real thing.

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
 from loaders import build
 
 TOOLS = ("cilium", "aya")

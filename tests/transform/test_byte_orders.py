@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from bpfchain.transform.request import Request
 from bpfchain.transform.transform import transform_object
 

@@ -87,8 +87,7 @@ def test_signed32_is_the_low_half(value: int) -> None:
     [
         ("PIPE", ((3, 3),)),
         ("pipe, 5..7", ((3, 3), (5, 7))),
-        ("TC_ACT_SHOT,tc_redirect", ((2, 2), (7, 7))),
-        ("TC_SHOT,tcx_redirect", ((2, 2), (7, 7))),
+        ("shot,Redirect", ((2, 2), (7, 7))),
         ("-1", ((-1, -1),)),
         ("-3..-1", ((-3, -1),)),
         ("UNSPEC..PIPE", ((-1, 3),)),

@@ -378,3 +378,19 @@ def test_return_ranges_are_the_kernels(hook: Hook, kernel: None) -> None:
     assert _loads(hook, high)
     assert not _loads(hook, low - 1)
     assert not _loads(hook, high + 1)
+
+
+@pytest.mark.parametrize(
+    ("hook", "text", "code"),
+    [("xdp", "XDP_REDIRECT", 4), ("tc", "tc_act_redirect", 7), ("tcx/ingress", "TCX_NEXT", -1),
+     ("tcx/egress", "TC_ACT_SHOT", 2), ("sk_msg", "SK_PASS", 1), ("netfilter", "NF_ACCEPT", 1),
+     ("lwt_in", "BPF_LWT_REROUTE", 128)],
+)  # fmt: skip
+def test_codes_go_by_the_kernels_names_too(hook: str, text: str, code: int) -> None:
+    assert CodeSet.parse(text, hook_named(hook).names, what="--success") == CodeSet.of(code)
+
+
+@pytest.mark.parametrize(("hook", "text"), [("tc", "XDP_REDIRECT"), ("xdp", "TC_ACT_SHOT")])
+def test_names_of_another_hook_are_refused(hook: str, text: str) -> None:
+    with pytest.raises(UsageError, match=f"no code named '{text}'"):
+        CodeSet.parse(text, hook_named(hook).names, what="--success")

@@ -99,8 +99,7 @@ class CodeSet:
     def parse(cls, text: str, names: Mapping[str, int], *, what: str) -> CodeSet:
         """Read ``PASS,3,5..7``, ``any``, ``none`` or ``not:DROP,2``.
 
-        ``names`` are the hook's code names; case does not matter, a kernel prefix (``XDP_``) is
-        allowed. ``what`` names the option in errors. Raises OptionError.
+        ``names`` are the hook's code names, in any case. ``what`` names the option in errors. Raises OptionError.
         """
         stripped = text.strip()
         lowered = stripped.lower()
@@ -165,23 +164,21 @@ def any_range(ranges: tuple[tuple[int, int], ...], code: int) -> bool:
 def _parse_code(text: str, names: Mapping[str, int], what: str) -> int:
     word = text.strip()
     folded = word.upper()
-    for name, value in names.items():
-        if folded == name or (folded.endswith("_" + name) and folded.split("_", 1)[0] in _PREFIXES):
-            return value
+    if folded in names:
+        return names[folded]
     try:
         value = int(word, 0)
     except ValueError:
         close = nearest(folded, tuple(names))
-        hint = f"did you mean {close}?" if close else f"the hook's codes: {', '.join(names)}"
+        first = {value: name for name, value in reversed(list(names.items()))}
+        listed = ", ".join(name for name in names if first[names[name]] == name)
+        hint = f"did you mean {close}?" if close else f"the hook's codes: {listed}"
         raise OptionError(f"{what}: no code named {word!r}", hint) from None
     if 0x8000_0000 <= value <= 0xFFFF_FFFF:
         value = signed32(value)
     if not CODE_MIN <= value <= CODE_MAX:
         raise OptionError(f"{what}: {word} does not fit in 32 bits")
     return value
-
-
-_PREFIXES = ("XDP", "TC", "TCX", "BPF", "SK", "NF")
 
 
 def _join(ranges: tuple[tuple[int, int], ...], names: Mapping[str, int]) -> str:

@@ -70,6 +70,13 @@ def drop_sections(obj: Object, identities: Iterable[SectionId]) -> Object:
     gone |= {s.id for s in obj.sections if s.target in gone}
     if not gone:
         return obj
+    for section in obj.sections:
+        if section.id not in gone and section.link in gone:
+            raise RefusedError(
+                f"section {section.name}: what it is linked to (sh_link) is to be dropped"
+            )
+    if obj.symtab in gone or obj.shstrtab in gone:
+        raise RefusedError("the symbol table or the section names are among what is to be dropped")
     symbols_gone = {symbol.id for symbol in obj.symbols if symbol.place in gone}
     for section in obj.sections:
         if section.type == r.SHT_REL and section.id not in gone and symbols_gone:

@@ -52,10 +52,8 @@ def read_object(data: bytes) -> Object:
     sections = tuple(_section(data, names, i, header, shnum) for i, header in enumerate(raw))
     symtab, symbols = _symbols(rec, sections)
     for section in sections:
-        if section.type == r.SHT_REL and section.link != symtab:
-            raise RefusedError(
-                f"section {section.name}: its symbols are not those of the symbol table"
-            )
+        if section.type == r.SHT_REL:
+            _check_symbols(rec, section, symtab, len(symbols))
     gaps, tail = _gaps(data, sections, shoff, shoff + shnum * r.SHDR_SIZE)
     return Object(
         header=Header(ident, entry, flags, order),
@@ -129,6 +127,19 @@ def _section(data: bytes, names: bytes, index: int, header: tuple[int, ...], cou
     )  # fmt: skip
 
 
+def _check_symbols(
+    rec: r.ElfRecords, section: Section, symtab: SectionId | None, count: int
+) -> None:
+    """Every relocation must name a symbol of the one symbol table, also where nobody decodes it."""
+    if section.link != symtab:
+        raise RefusedError(f"section {section.name}: its symbols are not those of the symbol table")
+    highest = max((index for (index,) in rec.rel_symbol.iter_unpack(section.data)), default=0)
+    if highest >= max(count, 1):
+        raise RefusedError(
+            f"section {section.name}: a relocation names symbol {highest}, which does not exist"
+        )
+
+
 def _symbols(
     rec: r.ElfRecords, sections: tuple[Section, ...]
 ) -> tuple[SectionId | None, tuple[Symbol, ...]]:
@@ -148,9 +159,6 @@ def _symbols(
         symbols.append(_symbol(index, fields, strings.data, sections))
     if any(rec.sym.unpack_from(table.data)):
         raise RefusedError(f"section {table.name}: the first symbol is not empty")
-    locals_end = next((s.id for s in symbols if s.bind != r.STB_LOCAL), len(symbols))
-    if table.info != locals_end or any(s.bind == r.STB_LOCAL for s in symbols[locals_end:]):
-        raise RefusedError(f"section {table.name}: local symbols do not come first as sh_info says")
     return table.id, tuple(symbols)
 
 

@@ -20,7 +20,8 @@ def write_object(obj: Object) -> bytes:
     rec = r.records_for(obj.order)
     obj = _with_strings(obj)
     section_index = {section.id: i for i, section in enumerate(obj.sections)}
-    symbols = _ordered(obj.symbols)
+    as_read = _symbols_as_read(obj)
+    symbols = list(obj.symbols) if as_read else _ordered(obj.symbols)
     symbol_index = {symbol.id: i for i, symbol in enumerate(symbols)}
     moved = any(identity != index for identity, index in symbol_index.items())
     contents: dict[SectionId, bytes] = {}
@@ -31,7 +32,7 @@ def write_object(obj: Object) -> bytes:
             )
         elif section.type == r.SHT_REL and moved:
             contents[section.id] = _renumber_rel(obj.order, section, symbol_index)
-        elif section.type == r.SHT_LLVM_ADDRSIG and moved:
+        elif section.type == r.SHT_LLVM_ADDRSIG and moved and section.link == obj.symtab:
             contents[section.id] = _renumber_addrsig(section, symbol_index)
         else:
             contents[section.id] = section.data
@@ -42,7 +43,7 @@ def write_object(obj: Object) -> bytes:
         info = section.info
         if section.target is not None:
             info = section_index[section.target]
-        elif section.id == obj.symtab:
+        elif section.id == obj.symtab and not as_read:
             info = first_global
         size = section.size if section.type == r.SHT_NOBITS else len(contents[section.id])
         table += rec.shdr.pack(
@@ -57,6 +58,15 @@ def write_object(obj: Object) -> bytes:
         section_index[obj.shstrtab],
     )  # fmt: skip
     return bytes(image)
+
+
+def _symbols_as_read(obj: Object) -> bool:
+    """Whether the symbol table is the one that was read: then its order stays, whatever it is
+    (`bpftool gen object` does not put local symbols first)."""
+    if obj.symtab is None:
+        return True
+    count = obj.by_id[obj.symtab].size // r.SYM_SIZE
+    return len(obj.symbols) == count and all(s.id == i for i, s in enumerate(obj.symbols))
 
 
 def _ordered(symbols: tuple[Symbol, ...]) -> list[Symbol]:

@@ -25,6 +25,10 @@ SAVED_FLAG = 1 << 32
 """In the per-CPU map: a code is saved (0 is a legal one)."""
 
 
+MAP_KEY_STACK = 8
+"""Bytes at the top of the stack that added code uses where the saved code is in a map."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
     """Where the context is when the body ends: a register, or a slot of the stack."""

@@ -17,6 +17,13 @@ __all__ = [
 ]
 
 
+def _printable(text: str) -> str:
+    """Names out of the input appear in messages: what would move the cursor is shown escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class BpfchainError(Exception):
     """An expected failure. ``message`` says what and where, ``hint`` what to do about it."""
 
@@ -24,9 +31,9 @@ class BpfchainError(Exception):
     exit_code = 70
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _printable(message)
+        self.hint = None if hint is None else _printable(hint)
+        super().__init__(self.message)
 
     def within(self, where: str) -> BpfchainError:
         """The same error seen from further out: ``where`` is put in front of the message."""

@@ -127,6 +127,8 @@ class _Reach:
         self.low = min(self.low, low)
 
     def spill(self, low: int) -> None:
+        if low < -2 * STACK_SIZE:  # a pointer that sinks through memory would sink for ever
+            low = _UNBOUNDED
         if self.spilled is None or low < self.spilled:
             self.spilled = low
             self.fresh_spill = True
@@ -145,6 +147,8 @@ def analyse(
     a function); ``adjusted`` those a CO-RE relocation applies to: the loader may change their
     immediate and offset, so nothing is known of them.
     """
+    if not insns:
+        raise RefusedError(f"{what}: there are no instructions")
     following = control_flow(insns, what=what)
     takes_callbacks = any(relocated.values()) or any(
         insn.wide and insn.src == isa.PSEUDO_FUNC for insn in insns

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from .btf import Kind
 from .elf import SymbolId
+from .epilogue import MAP_KEY_STACK
 from .errors import RefusedError
 from .inline import Entry, check_inline, inline_entry
 from .link import Link
@@ -85,7 +86,8 @@ def _plan_inline(subject: Subject, link: Link, resolve: Resolve) -> Plan:
         place = keep.describe()
         why = f"{place} is free" if keep.preamble else f"{place} holds the context at every exit"
     slot = 8 if keep is not None and keep.offset is not None else 0
-    stack = check_stack(subject, extra=slot)
+    key = MAP_KEY_STACK if link.mode == "map" else 0
+    stack = check_stack(subject, extra=max(slot, key - subject.flow.depth))
     needs: tuple[Need, ...] = ()
     if reach.functions and not link.ends:
         needs = (mixed_calls_need("it calls functions"),)
@@ -95,7 +97,7 @@ def _plan_inline(subject: Subject, link: Link, resolve: Resolve) -> Plan:
 def _plan_subprog(subject: Subject, link: Link, resolve: Resolve, text_size: int) -> Plan:
     check_subprog(subject.program, subject.reach)
     _check_body_types(subject)
-    stack = check_stack(subject, extra=0)
+    stack = check_stack(subject, wrapper=MAP_KEY_STACK if link.mode == "map" else 0)
     entries = tuple(
         wrapper_entry(
             link, state, resolve, body_offset=text_size,

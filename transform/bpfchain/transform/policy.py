@@ -50,6 +50,7 @@ class Hook:
     accepts: tuple[str, ...] = ()
     codes: tuple[Code, ...]
     aliases: tuple[tuple[str, int], ...] = ()
+    prefixes: tuple[str, ...] = ()
     success: CodeSet
     legal: CodeSet = CodeSet.any()  # noqa: RUF009 - a frozen value
     returns: tuple[int, int] | None = None
@@ -61,8 +62,10 @@ class Hook:
 
     @property
     def names(self) -> Mapping[str, int]:
-        """Code names, the hook's own before aliases."""
-        return {code.name: code.value for code in self.codes} | dict(self.aliases)
+        """Code names, the hook's own before aliases, and before both with the kernel's prefix."""
+        plain = {code.name: code.value for code in self.codes} | dict(self.aliases)
+        prefixed = {prefix + name: plain[name] for prefix in self.prefixes for name in plain}
+        return plain | prefixed
 
     @property
     def slots(self) -> int:
@@ -138,7 +141,7 @@ def _xdp(
     return Hook(
         name=name, prog_type="BPF_PROG_TYPE_XDP", prog_type_id=6,
         attach_type=attach, attach_type_id=attach_id, context="xdp_md",
-        sections=sections, accepts=accepts, codes=_XDP_CODES,
+        sections=sections, accepts=accepts, codes=_XDP_CODES, prefixes=("XDP_",),
         success=CodeSet.of(2), legal=CodeSet(((0, 4),)), nests=False,
         redirecting=(4,), redirect_helpers=_PACKET_REDIRECTS,
     )  # fmt: skip
@@ -150,7 +153,7 @@ def _tcx(name: str, attach: str, attach_id: int) -> Hook:
         attach_type=attach, attach_type_id=attach_id, context="__sk_buff",
         sections=(name, name.replace("tcx", "tc")), accepts=("tc", "classifier", "classifier/*"),
         codes=_codes(*((_TCX_NAMES.get(value, word), value) for word, value in _TC_ACTIONS)),
-        aliases=(("UNSPEC", -1), ("OK", 0), ("SHOT", 2)), states=16,
+        aliases=(("UNSPEC", -1), ("OK", 0), ("SHOT", 2)), prefixes=("TCX_", "TC_ACT_"), states=16,
         success=CodeSet.excluding(2, 7), redirecting=(7,), redirect_helpers=_PACKET_REDIRECTS,
     )  # fmt: skip
 
@@ -194,7 +197,7 @@ def _sk(name: str, kind: str, kind_id: int, attach: str, attach_id: int, context
     return Hook(
         name=name, prog_type=kind, prog_type_id=kind_id, attach_type=attach,
         attach_type_id=attach_id, context=context, sections=sections, accepts=accepts,
-        codes=_PASS_DROP, success=CodeSet.of(1), legal=CodeSet(((0, 1),)),
+        codes=_PASS_DROP, prefixes=("SK_",), success=CodeSet.of(1), legal=CodeSet(((0, 1),)),
         returns=(0, 1) if checked else None,
         redirecting=() if checked else (1,), redirect_helpers=() if checked else _SOCKET_REDIRECTS,
     )  # fmt: skip
@@ -219,6 +222,7 @@ def _lwt(name: str, kind_id: int) -> Hook:
         name=name, prog_type=f"BPF_PROG_TYPE_{name.upper()}", prog_type_id=kind_id,
         attach_type=None, attach_type_id=0, context="__sk_buff", sections=(name, name + "/*"),
         codes=_codes(("OK", 0), ("DROP", 2), ("REDIRECT", 7), ("REROUTE", 128)),
+        aliases=(("LWT_REROUTE", 128),), prefixes=("BPF_",),
         success=CodeSet.of(0), legal=CodeSet.of(0, 2, 7, 128),
         redirecting=(7,), redirect_helpers=_PACKET_REDIRECTS,
     )  # fmt: skip
@@ -247,7 +251,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         name="tc", prog_type="BPF_PROG_TYPE_SCHED_CLS", prog_type_id=3, attach_type=None,
         attach_type_id=0, context="__sk_buff", sections=("tc", "classifier", "classifier/*"),
-        accepts=("tc/ingress", "tc/egress"), codes=_codes(*_TC_ACTIONS), states=16,
+        accepts=("tc/ingress", "tc/egress"), codes=_codes(*_TC_ACTIONS), prefixes=("TC_ACT_",), states=16,
         success=CodeSet.excluding(2, 4, 7, 8), redirecting=(7,), redirect_helpers=_PACKET_REDIRECTS,
     ),
     _tcx("tcx/ingress", "BPF_TCX_INGRESS", 46),
@@ -282,7 +286,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         name="netfilter", prog_type="BPF_PROG_TYPE_NETFILTER", prog_type_id=32,
         attach_type="BPF_NETFILTER", attach_type_id=45, context="bpf_nf_ctx",
-        sections=("netfilter",), codes=_codes(("DROP", 0), ("ACCEPT", 1)), success=CodeSet.of(1),
+        sections=("netfilter",), codes=_codes(("DROP", 0), ("ACCEPT", 1)), prefixes=("NF_",), success=CodeSet.of(1),
         legal=CodeSet(((0, 1),)), returns=(0, 1),
     ),
     _trace("kprobe.multi", "BPF_PROG_TYPE_KPROBE", 2, "pt_regs", "kprobe.multi", "kprobe.multi/*",

@@ -106,7 +106,7 @@ def _unpatched(subject: Subject, link: Link, request: Request) -> Patch:
         else "nothing to patch: after none of its codes does the chain go on"
     )
     debug = "kept" if _debug_sections(obj) else "none"
-    cost = Cost(len(subject.code.insns), check_stack(subject, extra=0))
+    cost = Cost(len(subject.code.insns), check_stack(subject))
     return Patch(obj, btf, "none", why, None, cost, debug)
 
 
@@ -287,7 +287,8 @@ def with_types(obj: Object, btf: Btf, ext: BtfExt | None) -> Object:
         if data is None or (section is not None and section.data == data):
             continue
         if section is None:
-            obj, _ = add_section(obj, name, data, align=4)
+            if btf.types:  # the kernel takes no BTF without types
+                obj, _ = add_section(obj, name, data, align=4)
             continue
         stale = obj.relocation_section(section.id)
         if stale is not None:

@@ -17,18 +17,22 @@ from .targets import every_arch
 __all__ = ["check_stack", "stack_need"]
 
 _Place = tuple[SectionId, int]
+_GRANULE = 16
+"""To what kernels from 6.12 on round a frame."""
 _ABOVE_TAIL_CALL = 256
 """Bytes of callers' frames above a function that tail-calls, at most less than this."""
 
 
-def check_stack(subject: Subject, *, extra: int) -> int | None:
-    """Bytes of stack of the deepest call chain with ``extra`` more in the program's own frame.
+def check_stack(subject: Subject, *, extra: int = 0, wrapper: int = 0) -> int | None:
+    """Bytes of stack of the deepest call chain: ``extra`` more in the program's own frame, and a
+    frame of ``wrapper`` bytes above it.
 
     None where the program's own frame is not bounded; the sum is then what it is at least. Raises RefusedError where the sum is more than a program with
     tail calls may have.
     """
     frames = _frames(subject)
-    total, above = _deepest(subject.reach, frames, extra, granule=16, least=0)
+    outer = -(-wrapper // _GRANULE) * _GRANULE
+    total, above = _deepest(subject.reach, frames, outer, extra, granule=_GRANULE, least=0)
     if total > STACK_SIZE:
         raise RefusedError(
             f"{subject.program.what}: {total} bytes of stack over its calls: with a tail call the "
@@ -50,7 +54,7 @@ def stack_need(subject: Subject) -> tuple[Need, ...]:
     Kernels before 6.12 round every frame up to 32 bytes, an empty one too.
     """
     frames = _frames(subject)
-    body, _ = _deepest(subject.reach, frames, 0, granule=32, least=1)
+    body, _ = _deepest(subject.reach, frames, 0, 0, granule=32, least=1)
     if body + 32 <= STACK_SIZE or body > STACK_SIZE:
         return ()
     why = f"{body} bytes of stack and a wrapper's frame of 32 on older kernels"
@@ -69,12 +73,15 @@ def _frames(subject: Subject) -> dict[_Place, int]:
 
 
 def _deepest(
-    reach: Reach, frames: dict[_Place, int], extra: int, *, granule: int, least: int
+    reach: Reach, frames: dict[_Place, int], outer: int, extra: int, *, granule: int, least: int
 ) -> tuple[int, int]:
-    """Bytes of the deepest chain, and at most how many lie above a function that tail-calls."""
+    """Bytes of the deepest chain, and at most how many lie above a function that tail-calls.
+
+    ``outer`` bytes lie above the program's own frame, which has ``extra`` bytes more than it uses.
+    """
     deepest = above_tail_call = 0
     root = next(iter(frames))
-    work: list[tuple[_Place, int, int]] = [(root, 0, 0)]
+    work: list[tuple[_Place, int, int]] = [(root, outer, 0)]
     seen: dict[_Place, int] = {}
     while work:
         place, above, depth = work.pop()

@@ -84,7 +84,7 @@ def transform_object(data: bytes, request: Request) -> Patched:
         strategy=patch.strategy,
         why=patch.why,
         keep=patch.keep,
-        before=Cost(len(code.insns), check_stack(subject, extra=0)),
+        before=Cost(len(code.insns), check_stack(subject)),
         after=patch.after,
         frags=program.section.name.removeprefix("?").startswith("xdp.frags"),
         debug=patch.debug,
