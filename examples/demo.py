@@ -38,7 +38,9 @@ def ipv6_tcp(port: int) -> bytes:
 PACKETS = {
     "IPv6/TCP to port 443": ipv6_tcp(443),
     f"IPv6/TCP to port {BLOCKED_PORT}, blocked": ipv6_tcp(BLOCKED_PORT),
-    "IPv4/UDP": frame(0x0800, bytes.fromhex("4500003c0000000040110000c0000201c0000202") + bytes(40)),
+    "IPv4/UDP": frame(
+        0x0800, bytes.fromhex("4500003c0000000040110000c0000201c0000202") + bytes(40)
+    ),
     "ARP": frame(0x0806, bytes(46)),
 }
 
@@ -56,7 +58,9 @@ class Running:
                 wanted = obj.maps["bpfchain_slots"]
                 if self.slots is None:
                     self.slots = stack.enter_context(
-                        Map.create(MapType.PROG_ARRAY, 4, 4, wanted.max_entries, name="bpfchain_slots")
+                        Map.create(
+                            MapType.PROG_ARRAY, 4, 4, wanted.max_entries, name="bpfchain_slots"
+                        )
                     )
                 wanted.reuse(self.slots)
             obj.load()
@@ -70,7 +74,7 @@ class Running:
         """Packets that metrics counted, over all CPUs and kinds."""
         return sum(
             struct.unpack_from("=Q", value)[0]
-            for key in self.maps["counters"].keys()
+            for key in list(self.maps["counters"].keys())
             for value in self.maps["counters"].lookup_percpu(key) or []
         )
 

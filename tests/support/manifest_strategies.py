@@ -99,7 +99,7 @@ def code_sets(draw: st.DrawFn, hook: Hook) -> CodeSet:
 @st.composite
 def links(draw: st.DrawFn, hook: Hook, index: int, mode: str, slots_map: str) -> Link:
     """Any link of such a chain."""
-    known = st.sampled_from([code.value for code in hook.codes])
+    known = st.sampled_from([code.value for code in hook.codes if code.value in hook.legal])
     finite = st.lists(known, max_size=3, unique=True)
     return Link(
         hook=hook,

@@ -313,33 +313,36 @@ def _defines(header: str, prefix: str) -> dict[str, int]:
     return {name: int(value) for name, value in found}
 
 
+def _own(hook: str) -> dict[str, int]:
+    """The names that the row gives its codes, without aliases and prefixes."""
+    return {code.name: code.value for code in hook_named(hook).codes}
+
+
 def test_codes_are_the_kernels() -> None:
     """Of enums in the kernel's BTF and of the UAPI headers (linux-libc-dev)."""
     xdp = {k.removeprefix("XDP_"): v for k, v in _kernel_enum("xdp_action").items()}
-    assert dict(hook_named("xdp").names) == xdp
+    assert _own("xdp") == xdp
     actions = _defines("linux/pkt_cls.h", "TC_ACT_")
-    clsact = dict(hook_named("tc").names)
+    clsact = _own("tc")
     assert clsact == {name: actions[name] for name in clsact}
     assert set(clsact) == {name for name, value in actions.items() if -1 <= value <= 8}
     tcx = {k.removeprefix("TCX_"): v for k, v in _kernel_enum("tcx_action_base").items()}
     for name in ("tcx/ingress", "tcx/egress"):
-        names = hook_named(name).names
+        names = _own(name) | dict(hook_named(name).aliases)
         assert {word: names[word] for word in tcx} == tcx
         assert all(actions[word] == value for word, value in names.items() if word not in tcx)
     lwt = _kernel_enum("bpf_ret_code")
-    assert dict(hook_named("lwt_xmit").names) == {
+    assert _own("lwt_xmit") == {
         "OK": lwt["BPF_OK"], "DROP": lwt["BPF_DROP"], "REDIRECT": lwt["BPF_REDIRECT"],
         "REROUTE": lwt["BPF_LWT_REROUTE"],
     }  # fmt: skip
     sockets = _kernel_enum("sk_action")
-    assert dict(hook_named("sk_msg").names) == {
+    assert _own("sk_msg") == {
         "DROP": sockets["SK_DROP"],
         "PASS": sockets["SK_PASS"],
     }
     verdicts = _defines("linux/netfilter.h", "NF_")
-    assert dict(hook_named("netfilter").names) == {
-        word: verdicts[word] for word in ("DROP", "ACCEPT")
-    }
+    assert _own("netfilter") == {word: verdicts[word] for word in ("DROP", "ACCEPT")}
 
 
 def _struct_known(name: str) -> bool:

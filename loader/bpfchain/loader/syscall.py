@@ -45,7 +45,7 @@ class BpfError(OSError):
 
 
 def bpf(cmd: Cmd, attr: bytearray, what: str = "") -> int:
-    """Call bpf(2) with ``attr`` (see :class:`bpfchain.loader.uapi.Layout`), which it may change.
+    """The bpf(2) system call with ``attr`` (see :class:`bpfchain.loader.uapi.Layout`), which it may change.
 
     ``what`` names the object for the message. Returns the kernel's answer (a file descriptor for
     the commands that make one). Raises :class:`BpfError`. Before 5.11 maps and programs count as

@@ -46,8 +46,8 @@ def condense(log: str) -> str:
 
 def first_complaint(messages: str) -> str:
     """The first line of libbpf's messages that is not part of a verifier log; empty if none."""
-    for line in _BLOCK.sub("", messages).splitlines():
-        line = line.removeprefix("libbpf: ").strip()
+    for said in _BLOCK.sub("", messages).splitlines():
+        line = said.removeprefix("libbpf: ").strip()
         # What is left of a line that announced a log ends in the colon behind the program's name.
         if line and not line.endswith(":"):
             return line

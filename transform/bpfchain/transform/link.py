@@ -65,7 +65,9 @@ class Link:
                 "the kernel follows 33 tail calls and no more" if self.index > 0 else None,
             )
         names = self.hook.names
-        for what, codes in (("success", self.success), ("redirect", self.redirect)):
+        saved = CodeSet.of(*self.saved)
+        given = (("success", self.success), ("redirect", self.redirect), ("saved", saved))
+        for what, codes in given:
             if CODE_MIN in codes and CODE_MAX in codes:
                 continue  # any and complements say "whatever the hook returns"
             strange = codes.difference(self.hook.legal)
