@@ -45,8 +45,9 @@ class BpfError(OSError):
 
 
 def bpf(cmd: Cmd, attr: bytearray, what: str = "") -> int:
-    """The bpf(2) system call with ``attr`` (see :class:`bpfchain.loader.uapi.Layout`), which it may change.
+    """Make the system call bpf with ``attr``, which it may change.
 
+    ``attr`` is laid out as :class:`bpfchain.loader.uapi.Layout` says.
     ``what`` names the object for the message. Returns the kernel's answer (a file descriptor for
     the commands that make one). Raises :class:`BpfError`. Before 5.11 maps and programs count as
     locked memory and too little of it is EPERM: then the limit is lifted and the call repeated.
