@@ -111,6 +111,7 @@ def one_by_one(originals: Running) -> list[str]:
 
 def main() -> int:
     """Run the demonstration; 1 where the chain does not do what the programs do one by one."""
+    OUT.parent.mkdir(exist_ok=True)
     run("bpfchain", "build", "examples/thesis/chain.toml", "-o", str(OUT.relative_to(ROOT)))
     print()
     run("bpfchain", "inspect", str((OUT / "link0.o").relative_to(ROOT)))

@@ -41,6 +41,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     .venv/bin/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1' -c tools/constraints.txt
     group=; [ "$level" = demo ] || group="--group dev"
     # shellcheck disable=SC2086
-    .venv/bin/python -m pip install -q --disable-pip-version-check -c tools/constraints.txt -e . $group
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install -q --disable-pip-version-check \
+        -c tools/constraints.txt -e . $group
     printf %s "$wanted" > "$stamp"
 fi
