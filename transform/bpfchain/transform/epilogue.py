@@ -127,7 +127,7 @@ class _SlotsMode:
         if tested and not self.jmp32:
             scratch = 2 if self.keep is not None and self.keep.register == 1 else 1
             if any(low < 0 for codes, _ in tested for low, _ in codes.ranges):
-                e.move(scratch, 0)
+                e.add(emit.MOV32_REG, scratch, 0)  # a number, whatever r0 is to the verifier
                 e.add(emit.LSH64_IMM, scratch, imm=32)
                 e.add(emit.ARSH64_IMM, scratch, imm=32)
             else:
@@ -259,7 +259,7 @@ class _MapMode:
         scratch = 0
         if not self.jmp32:
             scratch = 1
-            e.move(scratch, 0)
+            e.add(emit.MOV32_REG, scratch, 0)
             e.add(emit.LSH64_IMM, scratch, imm=32)
             e.add(emit.ARSH64_IMM, scratch, imm=32)
         for code in link.redirect:

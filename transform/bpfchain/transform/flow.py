@@ -244,6 +244,8 @@ def _step(
     insn = insns[slot]
     out = list(state)
     klass = insn.klass
+    if klass == isa.STX and insn.opcode & 0xE0 == isa.ATOMIC and insn.imm == isa.LOAD_ACQUIRE:
+        klass = isa.LDX  # it is written as a store, and loads
     moved_offset = slot in adjusted
     if klass in (isa.ALU64, isa.ALU32):
         out[insn.dst] = _alu(insn, state, slot, adjusted, relocated)
@@ -252,15 +254,16 @@ def _step(
             reach.see(value.low, slot)
     elif klass == isa.LDX:
         _touch(state[insn.src], insn.offset, moved_offset, slot, reach)
-        # any 64-bit load may bring back a stack pointer that was stored before
-        out[insn.dst] = _Stack(reach.spilled) if reach.spilled is not None else None
+        # a 64-bit load may bring back a stack pointer that was stored before
+        whole = insn.opcode & isa.SIZE == isa.DW and insn.opcode & 0xE0 != isa.MEMSX
+        out[insn.dst] = _Stack(reach.spilled) if whole and reach.spilled is not None else None
     elif klass in (isa.ST, isa.STX):
         _touch(state[insn.dst], insn.offset, moved_offset, slot, reach)
         if klass == isa.STX:
             source = state[insn.src]
             if isinstance(source, _Stack):
                 reach.spill(source.low)
-            if insn.opcode & 0xE0 == 0xC0:  # atomic: fetches write the source register, or r0
+            if insn.opcode & 0xE0 == isa.ATOMIC:  # atomic: fetches write the source register, or r0
                 out[insn.src] = out[0] = (
                     _Stack(reach.spilled) if reach.spilled is not None else None
                 )

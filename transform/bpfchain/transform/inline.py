@@ -111,15 +111,17 @@ def inline_entry(
 def _growth(code: Code) -> list[int]:
     """For each slot, by how many instructions the kernel may lengthen what is behind it.
 
-    The verifier replaces context loads, calls and divisions by several instructions, and a jump
+    The verifier replaces context accesses, calls and divisions by several instructions, and a jump
     across them that no longer fits makes the load fail (bpf_patch_insn_data).
     """
     growth, total = [0] * len(code.insns), 0
     for slot in range(len(code.insns) - 1, -1, -1):
         growth[slot] = total
         insn = code.insns[slot]
-        if insn.klass == isa.LDX:
-            total += 7
+        if insn.klass in (isa.LDX, isa.ST, isa.STX):
+            total += 8
+        elif insn.opcode == isa.MAY_GOTO:
+            total += 10
         elif insn.opcode == isa.CALL and insn.src != isa.PSEUDO_CALL:
             total += 23
         elif insn.klass in (isa.ALU32, isa.ALU64) and insn.opcode & 0xF0 in (0x30, 0x90):

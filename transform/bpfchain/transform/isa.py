@@ -39,6 +39,11 @@ PSEUDO_CALL = 1
 PSEUDO_KFUNC_CALL = 2
 PSEUDO_FUNC = 4
 """Source register of a ``ldimm64`` that loads a function's address."""
+ATOMIC, MEMSX = 0xC0, 0x80
+"""Modes of loads and stores (RFC 9669, section 5)."""
+LOAD_ACQUIRE = 0x100
+"""Immediate of an ATOMIC store that loads: dst = *(src + offset)."""
+SIZE, DW = 0x18, 0x18
 TAIL_CALL = 12
 """Helper number of bpf_tail_call."""
 

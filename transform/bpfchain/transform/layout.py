@@ -52,7 +52,7 @@ class Fresh:
 
     insns: tuple[isa.Insn, ...]
     references: tuple[tuple[int, int, SymbolId], ...] = ()
-    line: str | None = None
+    line: str = ""
     """What line info says of them."""
 
     @property
@@ -259,7 +259,7 @@ def relayout_btf_ext(
     """The records of the sections that were laid out anew.
 
     ``btf`` must hold the names of all sections that are laid out. ``lines`` gives for the text of each Fresh piece its (file, line) string offsets. Line records
-    for added code appear only in sections that have line info at all.
+    for added code appear only where ``lines`` knows its text: where the program has line info.
     """
     result = ext
     for layout in layouts:
@@ -304,7 +304,7 @@ def _fresh_lines(
     triple = Struct(order + "III")
     taken = {record.offset for record in records}
     for at, piece in layout.placed():
-        if isinstance(piece, Fresh) and piece.line is not None and piece.insns and at not in taken:
+        if isinstance(piece, Fresh) and piece.line in lines and piece.insns and at not in taken:
             file, line = lines[piece.line]
             records.append(Record(at, triple.pack(file, line, 0) + bytes(size - 16)))
     return records

@@ -11,11 +11,14 @@ from .btf import Btf, Kind
 from .elf import Object
 from .errors import RefusedError
 from .link import Link
-from .program import Code, Function, Reach, references_to
+from .program import Code, Function, Reach, code_of, references_to
+from .subject import Subject
 
-__all__ = ["check_hazards", "check_program"]
+__all__ = ["check_hazards", "check_map_count", "check_program"]
 
 _OVERRIDE_RETURN = 58
+MAX_USED_MAPS = 64
+"""Of one program, data sections included (kernel/bpf/verifier.c)."""
 
 
 def check_program(
@@ -80,6 +83,25 @@ def _check_neighbours(obj: Object, program: Function) -> None:
                 "without a relocation, and what lies between would grow"
             )
         at = opcodes.find(isa.CALL, at + 1)
+
+
+def check_map_count(subject: Subject, *, added: int) -> None:
+    """Refuse a program for which there is no room to use another map (MAX_USED_MAPS)."""
+    obj = subject.obj
+    used: set[tuple[int, int]] = set()
+    for function in (subject.program, *subject.reach.functions):
+        for item in code_of(obj, function, None, None).relocations.values():
+            symbol = obj.symbol_by_id[item.symbol]
+            if symbol.place is None or obj.by_id[symbol.place].executable:
+                continue
+            section = obj.by_id[symbol.place]
+            # a section of data is one map, .maps holds one a symbol
+            used.add((section.id, symbol.id if section.name == ".maps" else 0))
+    if len(used) + added > MAX_USED_MAPS:
+        raise RefusedError(
+            f"{subject.program.what}: it uses {len(used)} maps, and the chain adds {added} "
+            f"(the verifier allows {MAX_USED_MAPS})"
+        )
 
 
 def check_hazards(

@@ -27,6 +27,7 @@ from .link import Link, saved_map_name
 from .plan import Plan, choose_plan
 from .program import Function
 from .provenance import read_provenance
+from .refuse import check_map_count
 from .request import Cost, Need, Request
 from .stack import check_stack
 from .subject import Subject, entry_names
@@ -55,10 +56,11 @@ class Patch:
 
 def patch_object(subject: Subject, link: Link, request: Request) -> Patch:
     """Patch the subject's program into the link. Raises RefusedError where no strategy fits."""
+    # a failed legacy packet load leaves the program with code 0, a tail call with any
+    codes: list[int | None] = [known.code for known in subject.flow.exits]
+    codes += [0] * subject.reach.own_ld_abs + [None] * subject.reach.own_tail_calls
     nothing_goes_on = not any(
-        needs_epilogue(link, state, known.code)
-        for state in link.states
-        for known in subject.flow.exits
+        needs_epilogue(link, state, code) for state in link.states for code in codes
     )
     if nothing_goes_on and link.states == (None,):
         return _unpatched(subject, link, request)
@@ -69,6 +71,7 @@ def patch_object(subject: Subject, link: Link, request: Request) -> Patch:
     def resolve(name: str) -> tuple[int, SymbolId]:
         return (r.R_BPF_64_32, text_symbol) if name == BODY else (r.R_BPF_64_64, maps[name])
 
+    check_map_count(subject, added=len(maps))
     plan = choose_plan(subject, link, request, resolve, len(obj.by_id[text].data))
     if plan.strategy == "subprog":
         obj = with_symbol
@@ -179,7 +182,7 @@ class _Work:
                 obj, body_name, self.text, start, subject.program.symbol.size,
                 bind=r.STB_LOCAL, type=r.STT_FUNC,
             )  # fmt: skip
-        btf, ext = _relocated_ext(subject.ext, btf, before, done)
+        btf, ext = _relocated_ext(subject, btf, before, done)
         obj = with_types(obj, btf, ext)
         if self.request.pin:
             ids = {symbol.name: symbol.id for symbol in obj.symbols}
@@ -240,17 +243,19 @@ class _Work:
 
 
 def _relocated_ext(
-    ext: BtfExt | None, btf: Btf, before: Object, layouts: tuple[Layout, ...]
+    subject: Subject, btf: Btf, before: Object, layouts: tuple[Layout, ...]
 ) -> tuple[Btf, BtfExt | None]:
+    ext = subject.ext
     if ext is None:
         return btf, None
     for layout in layouts:
         btf, _ = btf.with_string(before.by_id[layout.section].name)
-    btf, file = btf.with_string("bpfchain")
     lines = {}
-    for text in (KEEP_LINE, END_LINE, CALL_LINE):
-        btf, line = btf.with_string(text)
-        lines[text] = (file, line)
+    if subject.has_lines:
+        btf, file = btf.with_string("bpfchain")
+        for text in (KEEP_LINE, END_LINE, CALL_LINE):
+            btf, line = btf.with_string(text)
+            lines[text] = (file, line)
     return btf, relayout_btf_ext(ext, btf, before, layouts, lines)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .btf import Btf, read_btf
-from .btf_ext import FUNC_INFO, BtfExt, read_btf_ext
+from .btf_ext import FUNC_INFO, LINE_INFO, BtfExt, read_btf_ext
 from .elf import Object
 from .flow import Flow, analyse
 from .isa import JMP32
@@ -38,6 +38,15 @@ class Subject:
             if record.offset == self.program.symbol.value:
                 return int.from_bytes(record.rest[:4], "little" if self.obj.order == "<" else "big")
         return None
+
+    @cached_property
+    def has_lines(self) -> bool:
+        """Whether the program has line info: a record at its first instruction."""
+        if self.btf is None or self.ext is None:
+            return False
+        names = self.btf.offsets_of(self.program.section.name)
+        records = self.ext.parts[LINE_INFO].of(names)
+        return any(record.offset == self.program.symbol.value for record in records)
 
     @property
     def uses_jmp32(self) -> bool:

@@ -24,12 +24,20 @@ BODY = "body"
 """The reference by which a wrapper calls the body."""
 MAX_FRAMES = 8
 """MAX_CALL_FRAMES of the verifier."""
+MAX_FUNCTIONS = 256
+"""BPF_MAX_SUBPROGS, the program itself included."""
 CALL_LINE = "bpfchain: run the program"
 _CONTEXT_REGISTER, _CODE_REGISTER = 6, 6
 
 
 def check_subprog(program: Function, reach: Reach) -> None:
     """Refuse what the verifier will not take one frame deeper."""
+    if len(reach.functions) + 2 > MAX_FUNCTIONS:
+        raise RefusedError(
+            f"{program.what}: it has {len(reach.functions)} functions, and the wrapper adds one "
+            f"(the verifier allows {MAX_FUNCTIONS} in all)",
+            "--strategy inline adds none",
+        )
     if reach.depth >= MAX_FRAMES:
         raise RefusedError(
             f"{program.what}: its calls are {reach.depth} frames deep, and the wrapper adds one "
