@@ -20,6 +20,7 @@ test: lint
 
 test-long: lint
 	@tools/setup.sh bench
+	$(PYTHON) bench/kernels/fetch.py
 	$(PYTEST) $(PYTEST_ARGS)
 
 lint: setup-test
