@@ -20,8 +20,9 @@ from bpfchain.transform.transform import transform_object
 from support.bpfcode import compile_bpf
 from support.kernel import Chain
 
-TC_SLOTS, XDP_SLOTS = 528, 264
+TC_SLOTS = 528
 TC_OK, TC_SHOT = 0, 2
+XDP_PASS = 2
 FRAME = bytes(12) + b"\x08\x00" + b"\x45" + bytes(49)
 
 LD_ABS = """
@@ -150,3 +151,15 @@ asm(".section tc,\"ax\",@progbits\n.globl p\n.type p,@function\np:\n"
     with pytest.raises(RefusedError, match="further than a jump goes"):
         transform_object(data, Request(index=0, strategy="inline"))
     assert transform_object(data, Request(index=0)).strategy == "subprog"
+
+
+def test_a_pointer_that_sinks_through_memory_is_given_up() -> None:
+    """A spilled stack pointer, and a number that comes back smaller each time: the bound is lost,
+    after a few passes and not after as many as the number has values."""
+    insns = [
+        Insn(0xBF, 2, 10), Insn(0x7B, 10, 2, -8), Insn(0x79, 3, 10, -8), Insn(0x07, 3, imm=-1),
+        Insn(0x7B, 10, 3, -16), Insn(0xB7, 0, imm=2), Insn(EXIT),
+    ]  # fmt: skip
+    found = analyse(insns, what="p", relocated={})
+    assert found.lowest is None
+    assert found.exits[0].code == XDP_PASS

@@ -134,28 +134,9 @@ class _SlotsMode:
                 e.add(emit.MOV32_REG, scratch, 0)
         for codes, outcome in tested:
             for low, high in codes.ranges:
-                self._test(scratch, low, high, self._want(outcome))
+                _test(e, scratch, low, high, self._want(outcome), jmp32=self.jmp32)
         # the default's block comes right behind, so that it is reached by falling through
         self._block(self.default)
-
-    def _test(self, register: int, low: int, high: int, label: str) -> None:
-        e = self.emitter
-        signed = low < 0 or self.jmp32
-        above, at_least = (emit.JSGT, emit.JSGE) if signed else (emit.JGT, emit.JGE)
-        if low == high:
-            e.jump(label, self._compare(emit.JEQ), register, low)
-            return
-        skip = f"skip{low}_{high}_{label}"
-        if high != CODE_MAX or not signed:
-            e.jump(skip, self._compare(above), register, high)
-        if low == CODE_MIN:
-            e.jump(label)
-        else:
-            e.jump(label, self._compare(at_least), register, low)
-        e.label(skip)
-
-    def _compare(self, opcode: int) -> int:
-        return opcode & ~7 | (JMP32 if self.jmp32 else JMP)
 
     def finish(self) -> Fragment:
         """Emit the blocks that something reaches."""
@@ -201,6 +182,31 @@ class _SlotsMode:
         return None
 
 
+def _test(e: Emitter, register: int, low: int, high: int, label: str, *, jmp32: bool) -> None:
+    """Jump to ``label`` if the code in ``register`` lies in an interval.
+
+    The register holds it extended to 64 bits: by sign where an interval is negative (or with
+    JMP32, which looks at 32 bits), else by zeros, where a negative code is above any interval.
+    """
+
+    def compare(opcode: int) -> int:
+        return opcode & ~7 | (JMP32 if jmp32 else JMP)
+
+    signed = low < 0 or jmp32
+    above, at_least = (emit.JSGT, emit.JSGE) if signed else (emit.JGT, emit.JGE)
+    if low == high:
+        e.jump(label, compare(emit.JEQ), register, low)
+        return
+    skip = f"skip{low}_{high}_{label}"
+    if high != CODE_MAX or not signed:
+        e.jump(skip, compare(above), register, high)
+    if low == CODE_MIN:
+        e.jump(label)
+    else:
+        e.jump(label, compare(at_least), register, low)
+    e.label(skip)
+
+
 def _cost(codes: CodeSet) -> int:
     """How many compares it takes to recognise one of these codes."""
     return sum(1 if low == high else 2 for low, high in codes.ranges) + (
@@ -213,11 +219,11 @@ def _liveliness(outcome: Outcome) -> int:
     return 0 if isinstance(outcome, GoOn | Return) else 1
 
 
-def _load_context(e: Emitter, keep: Keep) -> None:
+def _load_context(e: Emitter, keep: Keep, register: int = 1) -> None:
     if keep.register is not None:
-        e.move(1, keep.register)
+        e.move(register, keep.register)
     else:
-        e.add(emit.LDX_DW, 1, FRAME_POINTER, offset=keep.offset or 0)
+        e.add(emit.LDX_DW, register, FRAME_POINTER, offset=keep.offset or 0)
 
 
 class _MapMode:
@@ -233,19 +239,13 @@ class _MapMode:
     ) -> None:
         self.link, self.jmp32 = link, jmp32
         self.emitter = e = Emitter()
-        self.codes = _SlotsMode(link, None, keep, code_register, jmp32)
         self.map = saved_map_name(link.slots_map)
         e.label("enter")
-        e.move(self._CODE, 0) if keep is None or keep.register != self._CODE else None
-        if keep is not None:
-            target = self._CONTEXT
-            if keep.register == self._CODE:
-                e.move(target, keep.register)
-                e.move(self._CODE, 0)
-            elif keep.register is not None:
-                e.move(target, keep.register)
-            else:
-                e.add(emit.LDX_DW, target, FRAME_POINTER, offset=keep.offset or 0)
+        if keep is not None and keep.register == self._CODE:
+            e.move(self._CONTEXT, self._CODE)
+        elif keep is not None:
+            _load_context(e, keep, self._CONTEXT)
+        e.move(self._CODE, 0)
 
     def enter(self, code: int | None) -> str:
         """Every exit enters at the top: this mode does not try to be quick."""
@@ -255,7 +255,6 @@ class _MapMode:
         """Test the code, then one block for each way on."""
         e, link = self.emitter, self.link
         success = link.success.difference(link.redirect)
-        self.codes.emitter = e
         scratch = 0
         if not self.jmp32:
             scratch = 1
@@ -263,9 +262,9 @@ class _MapMode:
             e.add(emit.LSH64_IMM, scratch, imm=32)
             e.add(emit.ARSH64_IMM, scratch, imm=32)
         for code in link.redirect:
-            self.codes._test(scratch, code, code, f"redirect{code}")
+            _test(e, scratch, code, code, f"redirect{code}", jmp32=self.jmp32)
         for low, high in success.ranges:
-            self.codes._test(scratch, low, high, "success")
+            _test(e, scratch, low, high, "success", jmp32=self.jmp32)
         if success != CodeSet.any():
             e.move(0, self._CODE)
             e.exit()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 from . import isa
 from .codes import signed32
@@ -22,6 +23,8 @@ STACK_SIZE = 512
 """Bytes of stack of one program (MAX_BPF_STACK)."""
 
 _UNBOUNDED = -(1 << 40)
+_PASSES = 3
+"""Passes over the function before spilled stack pointers count as unbounded."""
 _FRAME_POINTER = 10
 
 
@@ -154,7 +157,10 @@ def analyse(
         insn.wide and insn.src == isa.PSEUDO_FUNC for insn in insns
     )
     reach = _Reach()
-    while True:
+    states: dict[int, _State] = {}
+    for passes in count():
+        if passes == _PASSES:  # a pointer that sinks a little with every pass: give its bound up
+            reach.spilled = _UNBOUNDED
         reach.fresh_spill = False
         states = _fixpoint(insns, following, relocated, adjusted, takes_callbacks, reach)
         if not reach.fresh_spill:
