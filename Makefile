@@ -2,6 +2,7 @@
 # Each sets up what it needs (Debian packages only where missing, the rest in .venv).
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+FUZZ_SECONDS ?= 120
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 help:
@@ -9,7 +10,7 @@ help:
 	@echo "make test       linters, types, import direction, all tests but the long ones"
 	@echo "make test-long  all tests, the kernel matrix and the mutations too"
 	@echo "make bench      cost per packet, time of the command (docs/bench.md)"
-	@echo "make fuzz       100,000 mutated objects"
+	@echo "make fuzz       100,000 mutated objects (fuzz-atheris: guided by coverage)"
 
 demo:
 	@tools/setup.sh demo
@@ -41,7 +42,12 @@ bench:
 fuzz: setup-test
 	$(PYTHON) tests/fuzz/mutate.py 100000
 
+fuzz-atheris: setup-test
+	.venv/bin/python -m pip install -q 'atheris>=3.0'
+	mkdir -p .build/atheris
+	$(PYTHON) tests/fuzz/atheris_transform.py .build/atheris -max_total_time=$(FUZZ_SECONDS)
+
 clean:
 	rm -rf .build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo test test-long lint setup-test bench fuzz clean
+.PHONY: help demo test test-long lint setup-test bench fuzz fuzz-atheris clean
