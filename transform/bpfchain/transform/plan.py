@@ -15,7 +15,7 @@ from .request import Need, Request
 from .stack import check_stack, stack_need
 from .subject import Subject
 from .subprog import check_subprog, wrapper_entry
-from .targets import check_targets, mixed_calls_need
+from .targets import check_targets, kernel_btf_need, mixed_calls_needs
 
 __all__ = ["Plan", "choose_plan"]
 
@@ -50,6 +50,8 @@ def choose_plan(
                 plan = _plan_inline(subject, link, resolve)
             else:
                 plan = _plan_subprog(subject, link, resolve, text_size)
+            if subject.has_core:
+                plan = replace(plan, needs=(*plan.needs, kernel_btf_need()))
             check_targets(plan.needs, request.kernel, request.arch)
         except RefusedError as error:
             refusals.append(error)
@@ -90,7 +92,7 @@ def _plan_inline(subject: Subject, link: Link, resolve: Resolve) -> Plan:
     stack = check_stack(subject, extra=max(slot, key - subject.flow.depth))
     needs: tuple[Need, ...] = ()
     if reach.functions and not link.ends:
-        needs = (mixed_calls_need("it calls functions"),)
+        needs = mixed_calls_needs("it calls functions")
     return Plan("inline", why, entries, needs, stack)
 
 
@@ -107,7 +109,7 @@ def _plan_subprog(subject: Subject, link: Link, resolve: Resolve, text_size: int
     )  # fmt: skip
     needs: tuple[Need, ...] = stack_need(subject)
     if not link.ends or subject.makes_tail_calls:
-        needs = (mixed_calls_need("its body becomes a function"), *needs)
+        needs = (*mixed_calls_needs("its body becomes a function"), *needs)
     return Plan("subprog", "the body becomes a function", entries, needs, stack)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .btf import Btf, read_btf
-from .btf_ext import FUNC_INFO, LINE_INFO, BtfExt, read_btf_ext
+from .btf_ext import CORE_RELO, FUNC_INFO, LINE_INFO, BtfExt, read_btf_ext
 from .elf import Object
 from .flow import Flow, analyse
 from .isa import JMP32
@@ -47,6 +47,11 @@ class Subject:
         names = self.btf.offsets_of(self.program.section.name)
         records = self.ext.parts[LINE_INFO].of(names)
         return any(record.offset == self.program.symbol.value for record in records)
+
+    @property
+    def has_core(self) -> bool:
+        """Whether the object has CO-RE relocations."""
+        return self.ext is not None and bool(self.ext.parts[CORE_RELO].packed)
 
     @property
     def uses_jmp32(self) -> bool:

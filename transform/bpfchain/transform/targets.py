@@ -15,7 +15,8 @@ __all__ = [
     "MIXED",
     "check_targets",
     "every_arch",
-    "mixed_calls_need",
+    "kernel_btf_need",
+    "mixed_calls_needs",
     "parse_arch",
     "parse_kernel",
 ]
@@ -56,9 +57,15 @@ def parse_arch(text: str) -> str:
     return name
 
 
-def mixed_calls_need(why: str) -> Need:
+def mixed_calls_needs(why: str) -> tuple[Need, ...]:
     """Tail calls beside calls of bpf functions: by architecture, and only with the JIT."""
-    return Need("tail calls beside function calls", why, MIXED)
+    what = "tail calls beside function calls"
+    return (Need(what, why, MIXED), Need("the JIT", f"the interpreter has no {what}"))
+
+
+def kernel_btf_need() -> Need:
+    """CO-RE relocations are resolved against the types of the kernel that loads the program."""
+    return Need("kernel BTF", "it has CO-RE relocations")
 
 
 def every_arch(kernel: str) -> tuple[tuple[str, str | None], ...]:
@@ -70,7 +77,7 @@ def check_targets(needs: tuple[Need, ...], kernel: str | None, arch: str | None)
     """Raise RefusedError where a need is not met by the targets that were named."""
     wanted = parse_kernel(kernel) if kernel is not None else None
     named = parse_arch(arch) if arch is not None else None
-    for need in needs:
+    for need in (need for need in needs if need.kernels):
         rows = [row for row in need.kernels if named is None or row[0] == named]
         if named is None and any(
             first is not None and (wanted is None or wanted >= parse_kernel(first))
