@@ -1,4 +1,4 @@
-"""What attacks on the patch have found, each as a test: programs that once became wrong links.
+"""Hazards of the patch, each as a test; most were found by attacks and once made wrong links.
 
 The expected results follow from DESIGN section 2 and from what the original does in this kernel.
 """
@@ -20,7 +20,8 @@ from bpfchain.transform.transform import transform_object
 from support.bpfcode import compile_bpf
 from support.kernel import Chain
 
-TC_SLOTS = 528
+TC_SLOTS, XDP_SLOTS = 528, 264
+PROGRAMS = Path(__file__).resolve().parents[2] / "corpus" / "programs" / "el"
 TC_OK, TC_SHOT = 0, 2
 XDP_PASS = 2
 FRAME = bytes(12) + b"\x08\x00" + b"\x45" + bytes(49)
@@ -163,3 +164,20 @@ def test_a_pointer_that_sinks_through_memory_is_given_up() -> None:
     found = analyse(insns, what="p", relocated={})
     assert found.lowest is None
     assert found.exits[0].code == XDP_PASS
+
+
+@pytest.mark.usefixtures("kernel")
+def test_links_with_cgroup_storage_of_their_own_share_no_array() -> None:
+    """Hazard 36: the kernel binds a PROG_ARRAY to the storage of its first program."""
+    data = (PROGRAMS / "cgroup_storage.o").read_bytes()
+    links = [
+        (transform_object(data, Request(index=index)).data, index, {0: (index, "cgroup_storage")})
+        for index in (0, 1)
+    ]
+    with (
+        pytest.raises(OSError, match="load failed: Invalid argument"),
+        Chain(links, max_entries=XDP_SLOTS),
+    ):
+        pass
+    with Chain(links, max_entries=XDP_SLOTS, share=("per_cgroup",)) as chain:
+        assert chain.slots.slot(1) is not None
