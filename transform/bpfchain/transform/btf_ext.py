@@ -106,12 +106,6 @@ class BtfExt:
         )
 
 
-def empty(order: str) -> BtfExt:
-    """Information about nothing."""
-    none = tuple(Subsection(order, size) for size in RECORD_SIZES)
-    return BtfExt(order, (none[0], none[1], none[2]), present=(False, False, False))
-
-
 def read_btf_ext(data: bytes, order: str) -> BtfExt:
     """Decode a .BTF.ext section. Raises RefusedError with the place of what is wrong."""
     if len(data) < 24:

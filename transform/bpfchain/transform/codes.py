@@ -83,7 +83,7 @@ class CodeSet:
         return self.complement().union(other).complement()
 
     def __contains__(self, code: int) -> bool:
-        return any_range(self.ranges, code)
+        return any(low <= code <= high for low, high in self.ranges)
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
@@ -154,11 +154,6 @@ class CodeSet:
         if not isinstance(value, list):
             raise ValueError('not a set of codes: expected a list, {"any": true} or {"not": [...]}')
         return _from_list(value)
-
-
-def any_range(ranges: tuple[tuple[int, int], ...], code: int) -> bool:
-    """Whether one of the intervals holds ``code``."""
-    return any(low <= code <= high for low, high in ranges)
 
 
 def _parse_code(text: str, names: Mapping[str, int], what: str) -> int:

@@ -18,13 +18,11 @@ from . import records as r
 from .errors import RefusedError
 
 __all__ = [
-    "Gap", "Header", "Object", "Relocation", "Section", "SectionId", "Special", "Symbol", "SymbolId",
+    "Gap", "Header", "Object", "Relocation", "Section", "SectionId", "Symbol", "SymbolId",
 ]  # fmt: skip
 
 SectionId = NewType("SectionId", int)
 SymbolId = NewType("SymbolId", int)
-Special = NewType("Special", int)
-"""A symbol's place that is no section: undefined, absolute, common (SHN_*)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ __all__ = ["Emitter", "Fragment", "Reference"]
 
 MOV64_IMM, MOV64_REG, MOV32_REG = 0xB7, 0xBF, 0xBC
 LSH64_IMM, ARSH64_IMM, AND64_IMM, ADD64_IMM = 0x67, 0xC7, 0x57, 0x07
-LDX_DW, STX_DW, STX_W, ST_W = 0x79, 0x7B, 0x63, 0x62
+LDX_DW, STX_DW, ST_W = 0x79, 0x7B, 0x62
 JEQ, JNE, JGT, JGE, JSGT, JSGE = 0x15, 0x55, 0x25, 0x35, 0x65, 0x75
 """Compares with an immediate in the JMP class; the JMP32 twin has the class bits changed."""
 
@@ -72,11 +72,6 @@ class Emitter:
         self._references.append(Reference(len(self._insns), name))
         self.add(isa.LDDW, dst)
         self.add(0)
-
-    def call_function(self, target: str) -> None:
-        """Call the bpf function ``target``, by relocation."""
-        self._references.append(Reference(len(self._insns), target))
-        self.add(isa.CALL, 0, isa.PSEUDO_CALL, imm=-1)
 
     def call(self, helper: int) -> None:
         """Call a helper by its number."""

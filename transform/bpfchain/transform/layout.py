@@ -104,7 +104,7 @@ class OffsetMap:
         i = bisect_right(spans, offset, key=lambda span: span[0]) - 1
         if i >= 0:
             start, end, target, at = spans[i]
-            if offset < end or offset == end:
+            if offset <= end:
                 return target, at + offset - start
         raise RefusedError(f"offset {offset} has no place in the patched object")
 

@@ -11,7 +11,7 @@ from .btf import Btf, Kind
 from .elf import Object
 from .errors import RefusedError
 from .link import Link
-from .program import Code, Function, Reach, code_of, references_to
+from .program import Code, Function, Reach, references_to
 from .subject import Subject
 
 __all__ = ["check_hazards", "check_map_count", "check_program"]
@@ -89,8 +89,8 @@ def check_map_count(subject: Subject, *, added: int) -> None:
     """Refuse a program for which there is no room to use another map (MAX_USED_MAPS)."""
     obj = subject.obj
     used: set[tuple[int, int]] = set()
-    for function in (subject.program, *subject.reach.functions):
-        for item in code_of(obj, function, None, None).relocations.values():
+    for code in (subject.code, *(code for _, code in subject.functions)):
+        for item in code.relocations.values():
             symbol = obj.symbol_by_id[item.symbol]
             if symbol.place is None or obj.by_id[symbol.place].executable:
                 continue

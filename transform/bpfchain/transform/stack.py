@@ -9,9 +9,9 @@ from __future__ import annotations
 from .elf import SectionId
 from .errors import RefusedError
 from .flow import STACK_SIZE
-from .program import Reach, code_of
+from .program import Reach
 from .request import Need
-from .subject import Subject, flow_of
+from .subject import Subject
 from .targets import every_arch
 
 __all__ = ["check_stack", "stack_need"]
@@ -30,9 +30,8 @@ def check_stack(subject: Subject, *, extra: int = 0, wrapper: int = 0) -> int | 
     None where the program's own frame is not bounded; the sum is then what it is at least. Raises RefusedError where the sum is more than a program with
     tail calls may have.
     """
-    frames = _frames(subject)
     outer = -(-wrapper // _GRANULE) * _GRANULE
-    total, above = _deepest(subject.reach, frames, outer, extra, granule=_GRANULE, least=0)
+    total, above = _deepest(subject.reach, subject.frames, outer, extra, granule=_GRANULE, least=0)
     if total > STACK_SIZE:
         raise RefusedError(
             f"{subject.program.what}: {total} bytes of stack over its calls: with a tail call the "
@@ -53,23 +52,11 @@ def stack_need(subject: Subject) -> tuple[Need, ...]:
 
     Kernels before 6.12 round every frame up to 32 bytes, an empty one too.
     """
-    frames = _frames(subject)
-    body, _ = _deepest(subject.reach, frames, 0, 0, granule=32, least=1)
+    body, _ = _deepest(subject.reach, subject.frames, 0, 0, granule=32, least=1)
     if body + 32 <= STACK_SIZE or body > STACK_SIZE:
         return ()
     why = f"{body} bytes of stack and a wrapper's frame of 32 on older kernels"
     return (Need("frames that are not rounded up to 32 bytes", why, every_arch("6.12")),)
-
-
-def _frames(subject: Subject) -> dict[_Place, int]:
-    """Each function's own stack by place, the program first."""
-    program = subject.program
-    frames = {(program.section.id, program.symbol.value): subject.flow.depth}
-    for function in subject.reach.functions:
-        code = code_of(subject.obj, function, subject.btf, subject.ext)
-        flow = flow_of(subject.obj, function, code)
-        frames[(function.section.id, function.symbol.value)] = flow.depth
-    return frames
 
 
 def _deepest(

@@ -7,11 +7,11 @@ from functools import cached_property
 
 from .btf import Btf, read_btf
 from .btf_ext import CORE_RELO, FUNC_INFO, LINE_INFO, BtfExt, read_btf_ext
-from .elf import Object
+from .elf import Object, SectionId
 from .flow import Flow, analyse
 from .isa import JMP32
 from .link import Link
-from .program import Code, Function, Reach
+from .program import Code, Function, Reach, code_of
 
 __all__ = ["Subject", "entry_names", "flow_of", "read_types"]
 
@@ -27,6 +27,23 @@ class Subject:
     code: Code
     reach: Reach
     flow: Flow
+
+    @cached_property
+    def functions(self) -> tuple[tuple[Function, Code], ...]:
+        """The functions that the program can reach, decoded."""
+        return tuple(
+            (function, code_of(self.obj, function, self.btf, self.ext))
+            for function in self.reach.functions
+        )
+
+    @cached_property
+    def frames(self) -> dict[tuple[SectionId, int], int]:
+        """Each function's own stack in bytes, by section and offset; the program first."""
+        frames = {(self.program.section.id, self.program.symbol.value): self.flow.depth}
+        for function, code in self.functions:
+            place = (function.section.id, function.symbol.value)
+            frames[place] = flow_of(self.obj, function, code).depth
+        return frames
 
     @cached_property
     def func_type(self) -> int | None:
