@@ -2,6 +2,7 @@
 # Each sets up what it needs (Debian packages only where missing, the rest in .venv).
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+NATIVE := emulator/native/Cargo.toml
 FUZZ_SECONDS ?= 120
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
@@ -10,6 +11,7 @@ help:
 	@echo "make test       linters, types, import direction, all tests but the long ones"
 	@echo "make test-long  all tests, the kernel matrix and the mutations too"
 	@echo "make bench      cost per packet, time of the command (docs/bench.md)"
+	@echo "make wheel      dist/*.whl, to install where no Rust, clang or cmake is"
 	@echo "make fuzz       100,000 mutated objects (fuzz-atheris: guided by coverage)"
 
 demo:
@@ -24,11 +26,22 @@ test-long: lint
 	$(PYTHON) bench/kernels/fetch.py
 	$(PYTEST) $(PYTEST_ARGS)
 
-lint: setup-test
+lint: setup-test lint-rust
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
+
+# `tools/setup.sh test` sees to it that there is a cargo with both
+lint-rust: setup-test
+	cargo fmt --manifest-path $(NATIVE) --check
+	cargo clippy --manifest-path $(NATIVE) --locked --release --quiet -- -D warnings
+
+wheel:
+	@tools/setup.sh demo
+	rm -rf dist
+	$(PYTHON) -m pip wheel . --no-deps --quiet --disable-pip-version-check --wheel-dir dist
+	@ls dist/*.whl
 
 setup-test:
 	@tools/setup.sh test
@@ -48,6 +61,7 @@ fuzz-atheris: setup-test
 	$(PYTHON) tests/fuzz/atheris_transform.py .build/atheris -max_total_time=$(FUZZ_SECONDS)
 
 clean:
+	rm -rf build dist emulator/native/target emulator/bpfchain/emulator/*.so
 	rm -rf .build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo test test-long lint setup-test bench fuzz fuzz-atheris clean
+.PHONY: help demo test test-long lint lint-rust wheel setup-test bench fuzz fuzz-atheris clean

@@ -5,10 +5,22 @@ set -eu
 cd "$(dirname "$0")/.."
 level=${1:-demo}
 
-packages="python3 python3-venv libbpf1"
+# cmake, libclang1, gcc: the emulator's native part is built from source (uBPF, bindgen)
+packages="python3 python3-venv libbpf1 gcc libc6-dev cmake make libclang1-14"
 [ "$level" = demo ] || packages="$packages clang llvm bpftool iproute2 libbpf-dev libelf-dev zlib1g-dev \
- gcc libc6-dev linux-libc-dev make debian-archive-keyring xz-utils"
+ linux-libc-dev debian-archive-keyring xz-utils chromium"
 [ "$level" != bench ] || packages="$packages qemu-system-x86 cpio"
+
+# Rust 1.74 or newer; Debian 12's is older, its cargo-web is not
+rust_is_new() {
+    version=$(cargo --version 2>/dev/null | sed -n 's/^cargo \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
+    [ -n "$version" ] && [ "${version% *}" -ge 1 ] && [ "${version#* }" -ge 74 ]
+}
+lints_rust() { cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; }
+if ! rust_is_new || { [ "$level" != demo ] && ! lints_rust; }; then
+    packages="$packages cargo-web rustc-web"
+    [ "$level" = demo ] || packages="$packages rust-web-clippy rustfmt-web"
+fi
 
 missing=
 for package in $packages; do
@@ -35,9 +47,11 @@ if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c 'import pip' 2>/dev/null; 
     python3 -m venv .venv
 fi
 stamp=.venv/.setup-$level
-wanted=$(cat pyproject.toml tools/constraints.txt tools/setup.sh | sha256sum)
+wanted=$( (cat pyproject.toml setup.py tools/*.txt tools/setup.sh tools/build_backend.py
+    find emulator/native -name target -prune -o -type f -print0 | sort -z | xargs -0 cat) | sha256sum)
+ls emulator/bpfchain/emulator/_ubpf*.so >/dev/null 2>&1 || [ -n "${BPFCHAIN_NO_NATIVE:-}" ] || rm -f "$stamp"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "setup: Python packages ($level)" >&2
+    echo "setup: Python packages and the emulator's native part ($level)" >&2
     .venv/bin/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1' -c tools/constraints.txt
     group=; [ "$level" = demo ] || group="--group dev"
     # shellcheck disable=SC2086

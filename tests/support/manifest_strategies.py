@@ -121,6 +121,7 @@ def records(draw: st.DrawFn, link: Link) -> LinkRecord:
     return LinkRecord(
         link=link,
         object=draw(parts),
+        input_file=draw(st.none() | parts),
         input_sha256=draw(DIGESTS),
         output_sha256=draw(DIGESTS),
         program=name,

@@ -45,6 +45,7 @@ def make_record(link: Link, **changes: Any) -> LinkRecord:
     fields: dict[str, Any] = {
         "link": link,
         "object": f"link{link.index}.o",
+        "input_file": "prog.o",
         "input_sha256": f"{link.index:064x}",
         "output_sha256": f"{link.index + 256:064x}",
         "program": "prog",

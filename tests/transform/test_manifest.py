@@ -87,7 +87,7 @@ def refusal(value: Any) -> ManifestError:
 LINK_1 = {
     "index": 1,
     "object": "link1.o",
-    "input": {"sha256": "0" * 63 + "1"},
+    "input": {"file": "prog.o", "sha256": "0" * 63 + "1"},
     "output": {"sha256": "0" * 61 + "101"},
     "program": "prog",
     "section": "xdp",
@@ -524,11 +524,16 @@ def test_record_of_takes_over_what_was_patched() -> None:
         allowed=("stack-residue", "redirect-hazard"), warnings=("b", "a"),
     )  # fmt: skip
     record = record_of(
-        patched, object_path="out/l.o", input_sha256="a" * 64, output_sha256="b" * 64
+        patched,
+        object_path="out/l.o",
+        input_path="in/l.o",
+        input_sha256="a" * 64,
+        output_sha256="b" * 64,
     )
     record.validate()
-    assert (record.object, record.input_sha256, record.output_sha256) == (
+    assert (record.object, record.input_file, record.input_sha256, record.output_sha256) == (
         "out/l.o",
+        "in/l.o",
         "a" * 64,
         "b" * 64,
     )

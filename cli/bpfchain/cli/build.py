@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
@@ -13,6 +13,7 @@ from bpfchain.transform.errors import BpfchainError, UsageError
 from .command import Choice, Command, chatter, option, settings
 from .files import STREAM, host_error, read_input
 from .output import Voice, print_result
+from .proof import UNPROVED, Proved, Wanted, proof_options, prove
 from .words import EXIT_CODES_HELP, link_codes, summary
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ is the last, follow from the file. Where one link is refused, nothing is written
         help="Kernel that must load it, such as 6.1.  [default: any]")  # fmt: skip
 @option("--arch", metavar="A", group="The chain",
         help="Architecture that must load it, such as arm64.  [default: any]")  # fmt: skip
-@option("--allow", "allowed", type=Choice("nested-runs", "redirect-hazard"), multiple=True,
+@option("--allow", "allowed", type=Choice("nested-runs", "redirect-hazard", "stack-residue"), multiple=True,
         metavar="HAZARD", group="The chain",
-        help="Take on nested-runs or redirect-hazard; may be repeated.")  # fmt: skip
+        help="Take on nested-runs, redirect-hazard or stack-residue; may be repeated.")  # fmt: skip
+@proof_options
 @option("--json", "as_json", is_flag=True, group="Output", help="Print the manifest on stdout.")
 @chatter
 def command(
@@ -78,17 +80,19 @@ def command(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    **proof_wanted: Any,
 ) -> None:
-    """Plan, patch all, check the chain, and only then write."""
+    """Plan, patch all, prove each link, check the chain, and only then write."""
     from pathlib import Path
 
     from bpfchain.transform.chain_check import validate_complete
     from bpfchain.transform.chainfile import plan, read_chain
-    from bpfchain.transform.manifest_file import dumps
+    from bpfchain.transform.manifest_file import dumps, object_path
     from bpfchain.transform.transform import transform_object
 
     voice = Voice(quiet, verbose)
     _check(chain_file, target)
+    proof = Wanted.take(proof_wanted)
     path, folder = Path(chain_file), Path(target)
     chain = read_chain(path)
     names = [str(path.parent / link.object) for link in chain.links]
@@ -102,26 +106,30 @@ def command(
         _within(name, transform_object, data, request)
         for name, data, request in zip(names, inputs, requests, strict=True)
     ]
-    manifest = _manifest(chain, inputs, links)
     try:
-        warnings = validate_complete(manifest)
+        validate_complete(_manifest(chain, inputs, links, None, None))
     except BpfchainError as error:
         raise error.within(chain_file) from None
+    proved = _prove_all(proof, frozenset(allowed), names, inputs, links)
+    manifest = _manifest(
+        chain, inputs, links, proved, [object_path(folder / MANIFEST, Path(n)) for n in names]
+    )
+    warnings = validate_complete(manifest)
     text = dumps(manifest)
     files = {f"link{i}.o": patched.data for i, patched in enumerate(links)}
     _write(folder, files | {MANIFEST: text.encode()})
     if as_json:
         print_result(text.rstrip("\n"))
-    for name, patched in zip(names, links, strict=True):
-        for warning in patched.warnings:
+    for name, patched, proof_of_link in zip(names, links, proved, strict=True):
+        for warning in (*patched.warnings, *proof_of_link.warnings):
             voice.warn(f"{name}: {warning}")
     for warning in warnings:
         voice.warn(f"{chain_file}: {warning}")
     for stale in _stale(folder, files):
         voice.warn(f"{stale}: is of an older chain: {MANIFEST} does not name it")
-    voice.say(f"{folder / MANIFEST}: {_chain_summary(manifest, links)}, not verified")
-    for index, patched in enumerate(links):
-        voice.explain(f"link{index}.o: {summary(patched)}: {patched.why}")
+    voice.say(f"{folder / MANIFEST}: {_chain_summary(manifest, links)}, {_proof_words(proved)}")
+    for index, (patched, proof_of_link) in enumerate(zip(links, proved, strict=True)):
+        voice.explain(f"link{index}.o: {summary(patched)}: {patched.why}; {proof_of_link.words}")
 
 
 def _check(chain_file: str, target: str) -> None:
@@ -161,7 +169,41 @@ def _hook_of(chain: ChainFile, index: int, data: bytes) -> Hook:
     return hook_of_section(program.section.name, entry.hook or chain.hook, what=program.what)
 
 
-def _manifest(chain: ChainFile, inputs: list[bytes], links: list[Patched]) -> Manifest:
+def _prove_all(
+    proof: Wanted, allow: frozenset[str], names: list[str], inputs: list[bytes],
+    links: list[Patched],
+) -> list[Proved]:  # fmt: skip
+    """The proof of every link. Raises NotEqualError, InconclusiveError."""
+    if proof.no_verify:
+        return [Proved(UNPROVED, None)] * len(links)
+    from bpfchain.verify.prove import Subject
+
+    options = proof.options(allow)
+    return [
+        prove(
+            Subject(
+                original=data, patched=patched.data, input_name=name,
+                output_name=f"link{index}.o", program=patched.program,
+            ),
+            options,
+            strict=proof.strict,
+        )
+        for index, (name, data, patched) in enumerate(zip(names, inputs, links, strict=True))
+    ]  # fmt: skip
+
+
+def _proof_words(proved: list[Proved]) -> str:
+    """What is to be said of each link; once where it is the same of all."""
+    words = {one.words for one in proved}
+    if len(words) == 1:
+        return words.pop()
+    return "; ".join(f"link {i} {one.words}" for i, one in enumerate(proved))
+
+
+def _manifest(
+    chain: ChainFile, inputs: list[bytes], links: list[Patched], proved: list[Proved] | None,
+    paths: list[str] | None,
+) -> Manifest:  # fmt: skip
     from hashlib import sha256
 
     from bpfchain.transform.manifest import new_manifest
@@ -171,8 +213,10 @@ def _manifest(chain: ChainFile, inputs: list[bytes], links: list[Patched]) -> Ma
         record_of(
             patched,
             object_path=f"link{index}.o",
+            input_path=paths[index] if paths else None,
             input_sha256=sha256(data).hexdigest(),
             output_sha256=sha256(patched.data).hexdigest(),
+            verified=proved[index].verified if proved else None,
         )
         for index, (data, patched) in enumerate(zip(inputs, links, strict=True))
     ]

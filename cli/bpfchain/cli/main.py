@@ -18,6 +18,7 @@ Examples:
   bpfchain transform filter.o --index 0 -o link0.o
   bpfchain build chain.toml -o chain
   bpfchain inspect link0.o
+  bpfchain verify chain/manifest.json
 
 {EXIT_CODES_HELP}
 """
@@ -39,6 +40,14 @@ command = Group(
         "inspect": (
             "bpfchain.cli.inspect:command",
             "Show what a patched object is, and what was added to it.",
+        ),
+        "verify": (
+            "bpfchain.cli.verify:command",
+            "Prove that a link, or a whole chain, does what the originals do.",
+        ),
+        "fuzz": (
+            "bpfchain.cli.fuzz:command",
+            "Look for inputs on which a link differs from its original.",
         ),
     },
 )

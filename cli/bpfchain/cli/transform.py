@@ -15,6 +15,7 @@ from bpfchain.transform.version import VERSION
 from .command import Choice, Command, chatter, option, settings
 from .files import STREAM, check_output, pending_output, read_input
 from .output import Voice, print_result
+from .proof import UNPROVED, Proved, Wanted, proof_options, prove
 from .words import EXIT_CODES_HELP, entries_text, hooks_brief, hooks_table, summary
 
 if TYPE_CHECKING:
@@ -85,9 +86,10 @@ def _show_hooks(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         help="Kernel that must load it, such as 6.1.  [default: any]")  # fmt: skip
 @option("--arch", metavar="A", group="The patch",
         help="Architecture that must load it, such as arm64.  [default: any]")  # fmt: skip
-@option("--allow", "allowed", type=Choice("nested-runs", "redirect-hazard"), multiple=True,
+@option("--allow", "allowed", type=Choice("nested-runs", "redirect-hazard", "stack-residue"), multiple=True,
         metavar="HAZARD", group="The patch",
-        help="Take on nested-runs or redirect-hazard; may be repeated.")  # fmt: skip
+        help="Take on nested-runs, redirect-hazard or stack-residue; may be repeated.")  # fmt: skip
+@proof_options
 @option("--manifest", metavar="FILE", group="The manifest",
         help="Record the link in FILE; several commands may do so at a time.")  # fmt: skip
 @option("--chain", metavar="NAME", group="The manifest",
@@ -110,27 +112,29 @@ def command(
     verbose: bool,
     **wanted: Any,
 ) -> None:
-    """Patch, record, write: the order in which a failure leaves nothing behind."""
+    """Patch, prove, record, write: the order in which a failure leaves nothing behind."""
     from bpfchain.transform.request import Request
 
     voice = Voice(quiet, verbose)
     _check(target, manifest, chain, as_json)
+    proof = Wanted.take(wanted)
     request = Request(allow=frozenset(allowed), **wanted)
     data = read_input(source)
     shown = "stdin" if source == STREAM else source
     patched = _transform(data, request, shown)
+    proved = _prove(patched, data, source, target, proof, request)
     with pending_output(target, patched.data) as pending:
         if manifest is not None:
-            displaced = _record(patched, data, target, manifest, chain)
+            displaced = _record(patched, proved, data, source, target, manifest, chain)
             if displaced is not None:
                 voice.warn(displaced)
         pending.commit()
     if as_json:
-        print_result(_json(patched, data, target))
-    for warning in patched.warnings:
+        print_result(_json(patched, proved, data, source, target))
+    for warning in (*patched.warnings, *proved.warnings):
         voice.warn(f"{shown}: {warning}")
-    voice.say(f"{'stdout' if target == STREAM else target}: {summary(patched)}, not verified")
-    for line in _explained(patched):
+    voice.say(f"{'stdout' if target == STREAM else target}: {summary(patched)}, {proved.words}")
+    for line in (*_explained(patched), *proved.details):
         voice.explain(line)
 
 
@@ -158,7 +162,27 @@ def _transform(data: bytes, request: Request, shown: str) -> Patched:
         raise error.within(shown) from None
 
 
-def _record_of(patched: Patched, data: bytes, named: str) -> LinkRecord:
+def _prove(
+    patched: Patched, data: bytes, source: str, target: str, proof: Wanted, request: Request
+) -> Proved:
+    """What may be written, with its proof. Raises NotEqualError, InconclusiveError."""
+    if proof.no_verify:
+        return Proved(UNPROVED, None)
+    from bpfchain.verify.prove import Subject
+
+    subject = Subject(
+        original=data,
+        patched=patched.data,
+        input_name="stdin" if source == STREAM else source,
+        output_name="stdout" if target == STREAM else target,
+        program=patched.program,
+    )
+    return prove(subject, proof.options(request.allow), strict=proof.strict)
+
+
+def _record_of(
+    patched: Patched, proved: Proved, data: bytes, input_path: str | None, named: str
+) -> LinkRecord:
     from hashlib import sha256
 
     from bpfchain.transform.manifest_link import record_of
@@ -166,21 +190,25 @@ def _record_of(patched: Patched, data: bytes, named: str) -> LinkRecord:
     return record_of(
         patched,
         object_path=named,
+        input_path=input_path,
         input_sha256=sha256(data).hexdigest(),
         output_sha256=sha256(patched.data).hexdigest(),
+        verified=proved.verified,
     )
 
 
 def _record(
-    patched: Patched, data: bytes, target: str, manifest: str, chain: str | None
-) -> str | None:
+    patched: Patched, proved: Proved, data: bytes, source: str, target: str, manifest: str,
+    chain: str | None,
+) -> str | None:  # fmt: skip
     """Put the link into the manifest; what to say where that put another one out of its place."""
     from pathlib import Path
 
     from bpfchain.transform.manifest_file import object_path, read_manifest, record_link
 
     path, index = Path(manifest), patched.link.index
-    record = _record_of(patched, data, object_path(path, Path(target)))
+    given = None if source == STREAM else object_path(path, Path(source))
+    record = _record_of(patched, proved, data, given, object_path(path, Path(target)))
     before = None
     with contextlib.suppress(BpfchainError, OSError):  # record_link tells what is wrong with it
         before = read_manifest(path).record(index) if path.exists() else None
@@ -193,10 +221,11 @@ def _record(
     )
 
 
-def _json(patched: Patched, data: bytes, target: str) -> str:
+def _json(patched: Patched, proved: Proved, data: bytes, source: str, target: str) -> str:
     import json
 
-    record = _record_of(patched, data, target).to_dict()
+    given = None if source == STREAM else source
+    record = _record_of(patched, proved, data, given, target).to_dict()
     return json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
 
 

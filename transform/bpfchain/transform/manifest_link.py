@@ -33,11 +33,13 @@ class ManifestError(RefusedError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRecord:
-    """One link as recorded. ``object`` is the patched file, relative to the manifest, with ``/``;
-    the other fields are those of ``Patched``."""
+    """One link as recorded. ``object`` is the patched file and ``input_file`` the one it was made of
+    (None: it came from stdin), relative to the manifest, with ``/``; the other fields are those of
+    ``Patched``."""
 
     link: Link
     object: str
+    input_file: str | None
     input_sha256: str
     output_sha256: str
     program: str
@@ -83,10 +85,12 @@ class LinkRecord:
         """As ``from_dict``, at its place in a document."""
         link = _read_link(r, hook, mode, slots_map)
         instructions, stack = r.nested("instructions"), r.nested("stack")
+        given = r.nested("input")
         record = cls(
             link=link,
             object=r.text("object", FILE),
-            input_sha256=_read_digest(r.nested("input")),
+            input_file=None if given.null("file") else given.text("file", FILE),
+            input_sha256=_read_digest(given),
             output_sha256=_read_digest(r.nested("output")),
             program=r.text("program"),
             section=r.text("section"),
@@ -121,7 +125,7 @@ class LinkRecord:
         return {
             "index": link.index,
             "object": self.object,
-            "input": {"sha256": self.input_sha256},
+            "input": {"file": self.input_file, "sha256": self.input_sha256},
             "output": {"sha256": self.output_sha256},
             "program": self.program,
             "section": self.section,
@@ -173,15 +177,17 @@ def record_of(
     patched: Patched,
     *,
     object_path: str,
+    input_path: str | None,
     input_sha256: str,
     output_sha256: str,
     verified: Verified | None = None,
 ) -> LinkRecord:
-    """The record of a finished transformation. ``object_path`` is relative to the manifest, with
-    ``/``; digests are lower-case hexadecimal. Lists without an order of their own are sorted."""
+    """The record of a finished transformation. Both paths are relative to the manifest, with ``/``;
+    digests are lower-case hexadecimal. Lists without an order of their own are sorted."""
     return LinkRecord(
         link=patched.link,
         object=object_path,
+        input_file=input_path,
         input_sha256=input_sha256,
         output_sha256=output_sha256,
         program=patched.program,

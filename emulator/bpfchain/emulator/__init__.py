@@ -1,0 +1,1 @@
+"""Running programs in user space: what libbpf links, and the real uBPF that runs it."""

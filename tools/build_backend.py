@@ -1,0 +1,133 @@
+"""The package's build backend: setuptools, and what the native part of the emulator is built with.
+
+cmake and libclang are asked of PyPI where this machine has none; what cannot come from there (cargo,
+a C compiler) is named in one line. BPFCHAIN_NO_NATIVE=1 builds without the native part.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from setuptools import build_meta
+
+__all__ = [
+    "build_editable", "build_sdist", "build_wheel", "get_requires_for_build_editable",
+    "get_requires_for_build_sdist", "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable", "prepare_metadata_for_build_wheel",
+]  # fmt: skip
+
+RUST = (1, 74)
+"""pyo3 0.26's."""
+NO_NATIVE = "BPFCHAIN_NO_NATIVE"
+_LIBCLANG = (
+    "/usr/lib/llvm*/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib",
+    "/usr/lib64/llvm*/lib", "/opt/homebrew/opt/llvm/lib", "/usr/local/opt/llvm/lib",
+)  # fmt: skip
+"""Where bindgen looks (the crate clang-sys, ``search_libclang_directories``)."""
+_NAMES = ("libclang.so", "libclang-*.so", "libclang.so.*", "libclang-*.so.*", "libclang.dylib")
+
+build_sdist = build_meta.build_sdist
+get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
+prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
+prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
+
+
+def native() -> bool:
+    """Whether the native part is to be built."""
+    return os.environ.get(NO_NATIVE, "") in ("", "0")
+
+
+def get_requires_for_build_wheel(settings: dict[str, Any] | None = None) -> list[str]:
+    """Of setuptools, and of the native part."""
+    return [*build_meta.get_requires_for_build_wheel(settings), *_requires()]
+
+
+def get_requires_for_build_editable(settings: dict[str, Any] | None = None) -> list[str]:
+    """As for a wheel."""
+    return [*build_meta.get_requires_for_build_editable(settings), *_requires()]
+
+
+def build_wheel(
+    folder: str, settings: dict[str, Any] | None = None, metadata: str | None = None
+) -> str:
+    """A wheel, with the native part inside."""
+    _prepare()
+    return build_meta.build_wheel(folder, settings, metadata)
+
+
+def build_editable(
+    folder: str, settings: dict[str, Any] | None = None, metadata: str | None = None
+) -> str:
+    """An installation that points here; the native part is put beside its stub."""
+    _prepare()
+    return build_meta.build_editable(folder, settings, metadata)
+
+
+def _requires() -> list[str]:
+    if not native():
+        return []
+    _check_rust()
+    _check_compiler()
+    wanted = ["setuptools-rust>=1.10"]
+    if shutil.which("cmake") is None:
+        wanted.append("cmake>=3.16")
+    if not has_libclang():
+        wanted.append("libclang>=14")
+    return wanted
+
+
+def has_libclang() -> bool:
+    """Whether bindgen finds a libclang without help."""
+    if os.environ.get("LIBCLANG_PATH") or shutil.which("llvm-config"):
+        return True
+    return any(glob.glob(f"{folder}/{name}") for folder in _LIBCLANG for name in _NAMES)
+
+
+def _check_rust() -> None:
+    cargo = os.environ.get("CARGO") or shutil.which("cargo")
+    if not cargo:
+        _fail(f"cargo (Rust {RUST[0]}.{RUST[1]} or newer) is not there",
+              "Debian 12: apt install cargo-web rustc-web; or https://rustup.rs")  # fmt: skip
+    said = subprocess.run([cargo, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if not found or tuple(map(int, found.groups())) < RUST:
+        _fail(f"cargo is too old ({said.strip() or 'it does not run'}): "
+              f"{RUST[0]}.{RUST[1]} is needed",
+              "Debian 12: apt install cargo-web rustc-web; or https://rustup.rs")  # fmt: skip
+
+
+def _check_compiler() -> None:
+    if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")):
+        _fail("a C compiler (cc) is not there", "Debian: apt install gcc libc6-dev")
+
+
+def _fail(what: str, how: str) -> None:
+    print(f"bpfchain: the emulator's native part cannot be built: {what}\n  hint: {how}; "
+          f"or build without it: {NO_NATIVE}=1 pip install .", file=sys.stderr)  # fmt: skip
+    raise SystemExit(1)
+
+
+def _prepare() -> None:
+    """Point cargo's build at the libclang from PyPI, where it is the one that was asked for."""
+    shutil.rmtree("build", ignore_errors=True)  # what was deleted here must not live on in a wheel
+    if not native() or has_libclang():
+        return
+    try:
+        import clang  # noqa: PLC0415 - there only in a build
+    except ImportError:
+        _fail("libclang is not there", "Debian: apt install libclang1-14; or pip install libclang")
+    os.environ["LIBCLANG_PATH"] = os.path.join(os.path.dirname(clang.__file__), "native")
+    # that libclang comes without the compiler's own headers (stddef.h): the C compiler's do
+    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
+    found = subprocess.run(
+        [compiler, "-print-file-name=include"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if os.path.isdir(found):
+        known = os.environ.get("BINDGEN_EXTRA_CLANG_ARGS", "")
+        os.environ["BINDGEN_EXTRA_CLANG_ARGS"] = f"{known} -idirafter {found}".strip()
