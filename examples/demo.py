@@ -1,6 +1,7 @@
-"""What `make demo` does: build the thesis's chain, show a link, run it in the kernel beside the originals.
+"""What `make demo` does: build the thesis's chain, show a link, prove it, run it in the kernel.
 
-Reads like what a user does by hand: `bpfchain build`, `bpfchain inspect`, load, fill the slots, run.
+Reads like what a user does by hand: `bpfchain build`, `bpfchain inspect`, `bpfchain verify`, load, fill
+the slots, run the chain beside the originals.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ def main() -> int:
     run("bpfchain", "build", "examples/thesis/chain.toml", "-o", str(OUT.relative_to(ROOT)))
     print()
     run("bpfchain", "inspect", str((OUT / "link0.o").relative_to(ROOT)))
+    print()
+    run("bpfchain", "verify", str((OUT / "manifest.json").relative_to(ROOT)))
     print()
     manifest = json.loads((OUT / "manifest.json").read_text())
     names = [link["program"] for link in manifest["links"]]

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from setuptools import build_meta
 
@@ -44,13 +44,13 @@ def native() -> bool:
 
 
 def get_requires_for_build_wheel(settings: dict[str, Any] | None = None) -> list[str]:
-    """Of setuptools, and of the native part."""
-    return [*build_meta.get_requires_for_build_wheel(settings), *_requires()]
+    """Of the native part (first: what is missing is said before anything else), and setuptools."""
+    return [*_requires(), *build_meta.get_requires_for_build_wheel(settings)]
 
 
 def get_requires_for_build_editable(settings: dict[str, Any] | None = None) -> list[str]:
     """As for a wheel."""
-    return [*build_meta.get_requires_for_build_editable(settings), *_requires()]
+    return [*_requires(), *build_meta.get_requires_for_build_editable(settings)]
 
 
 def build_wheel(
@@ -58,7 +58,8 @@ def build_wheel(
 ) -> str:
     """A wheel, with the native part inside."""
     _prepare()
-    return build_meta.build_wheel(folder, settings, metadata)
+    name: str = build_meta.build_wheel(folder, settings, metadata)
+    return name
 
 
 def build_editable(
@@ -66,7 +67,8 @@ def build_editable(
 ) -> str:
     """An installation that points here; the native part is put beside its stub."""
     _prepare()
-    return build_meta.build_editable(folder, settings, metadata)
+    name: str = build_meta.build_editable(folder, settings, metadata)
+    return name
 
 
 def _requires() -> list[str]:
@@ -74,7 +76,7 @@ def _requires() -> list[str]:
         return []
     _check_rust()
     _check_compiler()
-    wanted = ["setuptools-rust>=1.10"]
+    wanted = []
     if shutil.which("cmake") is None:
         wanted.append("cmake>=3.16")
     if not has_libclang():
@@ -84,13 +86,21 @@ def _requires() -> list[str]:
 
 def has_libclang() -> bool:
     """Whether bindgen finds a libclang without help."""
-    if os.environ.get("LIBCLANG_PATH") or shutil.which("llvm-config"):
+    if os.environ.get("LIBCLANG_PATH"):
         return True
-    return any(glob.glob(f"{folder}/{name}") for folder in _LIBCLANG for name in _NAMES)
+    folders = list(_LIBCLANG)
+    config = os.environ.get("LLVM_CONFIG_PATH") or shutil.which("llvm-config")
+    if config:
+        done = subprocess.run([config, "--libdir"], capture_output=True, text=True, check=False)
+        folders.insert(0, done.stdout.strip() or "/nowhere")
+    found = [
+        path for folder in folders for name in _NAMES for path in glob.glob(f"{folder}/{name}")
+    ]
+    return any("libclang-cpp" not in path for path in found)
 
 
 def _check_rust() -> None:
-    cargo = os.environ.get("CARGO") or shutil.which("cargo")
+    cargo = os.environ.get("CARGO") or shutil.which("cargo") or ""
     if not cargo:
         _fail(f"cargo (Rust {RUST[0]}.{RUST[1]} or newer) is not there",
               "Debian 12: apt install cargo-web rustc-web; or https://rustup.rs")  # fmt: skip
@@ -107,7 +117,7 @@ def _check_compiler() -> None:
         _fail("a C compiler (cc) is not there", "Debian: apt install gcc libc6-dev")
 
 
-def _fail(what: str, how: str) -> None:
+def _fail(what: str, how: str) -> NoReturn:
     print(f"bpfchain: the emulator's native part cannot be built: {what}\n  hint: {how}; "
           f"or build without it: {NO_NATIVE}=1 pip install .", file=sys.stderr)  # fmt: skip
     raise SystemExit(1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bpfchain.loader import links, uapi
+from bpfchain.loader import caps, grace, links, netlink, perf, syscall, uapi
 from bpfchain.loader.library import OpenOptions
 
 VMLINUX_BTF = Path("/sys/kernel/btf/vmlinux")
@@ -20,7 +21,8 @@ YOUNGER = {
     "BPF_LINK_TYPE_NETFILTER", "BPF_LINK_TYPE_TCX", "BPF_LINK_TYPE_UPROBE_MULTI",
     "BPF_LINK_TYPE_NETKIT", "BPF_LINK_TYPE_SOCKMAP",
 }  # fmt: skip
-YOUNGER_MEMBERS = ("tcx", "netfilter")
+YOUNGER_MEMBERS = ("tcx", "netfilter", "query.link_ids", "query.link_attach_flags",
+                   "query.revision")  # fmt: skip
 
 ENUMS: dict[str, type[enum.IntEnum]] = {
     "BPF_": uapi.Cmd,
@@ -32,7 +34,22 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
 CONSTANTS = (
     "BPF_OBJ_NAME_LEN", "BPF_ANY", "BPF_NOEXIST", "BPF_EXIST", "BPF_F_REPLACE",
     "BPF_F_XDP_HAS_FRAGS", "BPF_F_TEST_RUN_ON_CPU", "BPF_F_RDONLY_PROG", "BPF_STATS_RUN_TIME",
-    "XDP_FLAGS_SKB_MODE", "XDP_FLAGS_DRV_MODE",
+    "XDP_FLAGS_SKB_MODE", "XDP_FLAGS_DRV_MODE", "BPF_F_ALLOW_OVERRIDE", "BPF_F_ALLOW_MULTI",
+    "BPF_F_QUERY_EFFECTIVE",
+    "PERF_TYPE_HARDWARE", "PERF_TYPE_SOFTWARE", "PERF_TYPE_TRACEPOINT",
+    "PERF_FLAG_FD_CLOEXEC", "PERF_EVENT_IOC_ENABLE", "PERF_EVENT_IOC_SET_BPF",
+    "PERF_EVENT_IOC_QUERY_BPF",
+    "SO_ATTACH_FILTER", "SO_DETACH_FILTER", "SO_LOCK_FILTER", "SO_ATTACH_BPF", "SO_COOKIE",
+    "SO_NETNS_COOKIE",
+)  # fmt: skip
+INCLUDES = "\n".join(
+    f"#include <{name}>"
+    for name in (
+        "stdio.h", "linux/bpf.h", "linux/if_link.h", "linux/perf_event.h", "asm/socket.h",
+        "linux/netlink.h", "linux/rtnetlink.h", "linux/pkt_cls.h", "linux/pkt_sched.h",
+        "linux/if_ether.h", "linux/capability.h", "sys/syscall.h", "sys/socket.h",
+        "linux/membarrier.h",
+    )
 )  # fmt: skip
 
 
@@ -80,8 +97,59 @@ def test_the_header_agrees(tmp_path: Path) -> None:
         name: getattr(uapi, name.removeprefix("BPF_") if "OBJ_NAME" in name else name)
         for name in CONSTANTS
     }
-    includes = "#include <stdio.h>\n#include <linux/bpf.h>\n#include <linux/if_link.h>"
-    assert compiled(tmp_path, includes, list(expected)) == expected
+    assert compiled(tmp_path, INCLUDES, list(expected)) == expected
+
+
+def test_the_headers_of_netlink_agree(tmp_path: Path) -> None:
+    """Every number that netlink.py has a name for, and the structures that it packs."""
+    expected = {
+        name: value
+        for name, value in vars(netlink).items()
+        if name.isupper() and not name.startswith("_") and isinstance(value, int)
+    }
+    assert len(expected) == 40, "the numbers are not found any more"
+    del expected["NLM_F_DUMP"]  # of two bits, one of which is NLM_F_EXCL's
+    del expected["NLA_TYPE_MASK"]  # a negative int in C
+    expected["(NLA_TYPE_MASK & 0xFFFF)"] = netlink.NLA_TYPE_MASK
+    expected["(NLM_F_ROOT | NLM_F_MATCH)"] = netlink.NLM_F_DUMP
+    for c_type, layout, fields in (
+        ("struct nlmsghdr", netlink._HEADER,
+         ("nlmsg_len", "nlmsg_type", "nlmsg_flags", "nlmsg_seq", "nlmsg_pid")),
+        ("struct ifinfomsg", netlink._IFINFO,
+         ("ifi_family", "ifi_type", "ifi_index", "ifi_flags", "ifi_change")),
+        ("struct tcmsg", netlink._TCMSG,
+         ("tcm_family", "tcm_ifindex", "tcm_handle", "tcm_parent", "tcm_info")),
+        ("struct nlattr", netlink._ATTRIBUTE, ("nla_len", "nla_type")),
+    ):  # fmt: skip
+        expected[f"sizeof({c_type})"] = layout.size
+        # a value whose bytes say where they are: field n must come out as the bytes at its offset
+        told = layout.unpack(bytes(range(layout.size)))
+        for field, value in zip(fields, told, strict=True):
+            expected[f"__builtin_offsetof({c_type}, {field})"] = value & 0xFF
+    assert compiled(tmp_path, INCLUDES, list(expected)) == expected
+
+
+def test_the_numbers_of_system_calls_and_capabilities(tmp_path: Path) -> None:
+    machine = platform.machine()
+    expected = {
+        "SYS_bpf": syscall._NUMBERS[machine],
+        "SYS_perf_event_open": perf._NUMBERS[machine],
+        "SYS_membarrier": grace._MEMBARRIER[machine],
+        "MEMBARRIER_CMD_GLOBAL": grace._MEMBARRIER_CMD_GLOBAL,
+        **caps.NUMBERS,
+    }
+    assert compiled(tmp_path, INCLUDES, list(expected)) == expected
+
+
+def test_the_bit_that_makes_a_period_a_frequency(tmp_path: Path) -> None:
+    """C cannot take the offset of a bit field: set it and look."""
+    at = uapi.PERF_EVENT_ATTR.offsets["_flags"]
+    expression = (
+        "({ struct perf_event_attr a = {0}; a.freq = 1;"
+        f" *(unsigned long long *)((char *)&a + {at}); }})"
+    )
+    expected = {expression: uapi.PERF_ATTR_FREQ}
+    assert compiled(tmp_path, INCLUDES, list(expected)) == expected
 
 
 def test_the_running_kernel_agrees(tmp_path: Path) -> None:

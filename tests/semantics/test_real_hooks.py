@@ -18,7 +18,7 @@ from bpfchain.loader.programs import Program
 from bpfchain.loader.uapi import AttachType
 from bpfchain.verify.reference import chain_result
 from semantics.chains import KEY, S32, STRATEGIES, Driven, Markers, Place, Spec, corpus, listed
-from semantics.nets import child_cgroup, in_netns, make_pair, received, send, tool
+from support.nets import child_cgroup, in_netns, make_pair, received, send, tool
 from semantics.places import BIND4, RECVMSG4, SKB_OUT, TC, TCX_OUT
 from semantics.tally import TALLY
 

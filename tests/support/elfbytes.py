@@ -35,7 +35,8 @@ class ElfBytes:
     def put(self, section: str, at: int, new: bytes) -> None:
         """Overwrite bytes of a section."""
         header = self.sections[self.index(section)].header
-        assert 0 <= at and at + len(new) <= header["sh_size"]
+        assert at >= 0
+        assert at + len(new) <= header["sh_size"]
         start = header["sh_offset"] + at
         assert self.data[start : start + len(new)] != new, "the fault changes nothing"
         self.data[start : start + len(new)] = new
@@ -117,7 +118,8 @@ class ElfBytes:
             name_at, pointer, _ = Struct(self.order + "III").unpack_from(data, at + 12 + 12 * i)
             if data[strings + name_at :].startswith(member.encode() + b"\0"):
                 (array,) = word.unpack_from(data, types[pointer][0] + 8)
-                return types[array][0] + 12 + 8
+                place: int = types[array][0] + 12 + 8
+                return place
         raise LookupError(f"map {name} has no {member}")
 
     def records(self, part: int, section: str) -> tuple[int, int, int]:

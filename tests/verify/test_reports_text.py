@@ -22,6 +22,11 @@ def test_as_it_was_read(name: str) -> None:
     assert render(samples.ALL[name](), width=80) + "\n" == (SEEN / f"{name}.txt").read_text()
 
 
+def test_a_terminal_that_does_not_know_its_width_has_80() -> None:
+    assert render(samples.equal(), width=0) == render(samples.equal(), width=80)
+    assert render(samples.equal(), width=3) == render(samples.equal(), width=20)
+
+
 @pytest.mark.parametrize("name", samples.ALL)
 @pytest.mark.parametrize("width", [24, 40, 80, 200])
 def test_nothing_is_wider_than_the_terminal(name: str, width: int) -> None:

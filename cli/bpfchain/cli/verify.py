@@ -92,7 +92,7 @@ def command(
         )
     wanted_reports = [parse_report_option(text) for text in reports]
     allowed = frozenset(wanted.pop("allowed"))
-    options = _options(allowed, **wanted)
+    options = _options(allowed, details=as_json or verbose or bool(wanted_reports), **wanted)
     rerun = _command_line()
     if len(files) == 1:
         _one_file(files[0], program)
@@ -134,6 +134,7 @@ def _options(
     btf: str | None,
     engines: tuple[str, ...],
     seed: int,
+    details: bool,
 ) -> Options:
     from bpfchain.verify.prove import Options
 
@@ -145,6 +146,7 @@ def _options(
         allow_residue="stack-residue" in allowed,
         seed=seed,
         run_anyway=True,
+        details=details,
     )
 
 

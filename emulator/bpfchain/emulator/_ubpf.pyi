@@ -6,10 +6,14 @@ only one world of a process runs at a time (a lock inside).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self, final
+
+__all__ = ["VERSION", "Batch", "Fault", "Packets", "World", "allow_jit"]
 
 VERSION: str
 """Of libubpf-sys, for reports."""
 
+@final
 class Packets:
     """Inputs of a batch, made once and run by several worlds.
 
@@ -20,15 +24,16 @@ class Packets:
     ``bpf_ktime_get_ns`` bases in nanoseconds.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         data: Sequence[bytes],
-        contexts: bytes | Sequence[bytes] = b"",
+        contexts: bytes | Sequence[bytes] | None = None,
         times: Sequence[int] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def __len__(self) -> int: ...
     def select(self, indexes: Sequence[int]) -> Packets: ...
 
+@final
 class Fault:
     """Why a run ended without a verdict.
 
@@ -45,6 +50,7 @@ class Fault:
     size: int
     what: str
 
+@final
 class Batch:
     """Results of one ``run_batch``; arrays are little-endian bytes, one element a packet."""
 
@@ -59,7 +65,9 @@ class Batch:
     faults: list[Fault]
     def __len__(self) -> int: ...
     def packet(self, index: int) -> bytes:
-        """The frame after the run (from ``data``'s place then, metadata not included)."""
+        """The frame after the run (from ``data``'s place then, metadata not included). For "skb-l3"
+        that is from the network header (the kernel's test run puts 14 zeros before it). XDP frames
+        over 3,520 bytes come with the rest that programs do not see."""
     def metadata(self, index: int) -> bytes:
         """Bytes between data_meta and data."""
     def context(self, index: int) -> bytes:
@@ -68,18 +76,31 @@ class Batch:
         """Helper effects in order: (kind, map label or "", payload). Kinds: "perf", "ringbuf",
         "printk", "redirect", "redirect_map", "redirect_peer", "redirect_neigh", "clone_redirect", ...
         """
-    def differences(self, other: Batch, limit: int = 100) -> list[tuple[int, str]]:
-        """First differing dimension per packet, of verdict, ended, fault, packet, metadata, context,
-        events; the packets in order. ``ended`` and ``verdict`` compare as they are."""
+    def differences(
+        self, other: Batch, limit: int = 100, ignore: Sequence[str] = ...
+    ) -> list[tuple[int, str]]:
+        """First differing dimension per packet, of "verdict", "ended", "fault", "packet", "metadata",
+        "context", "events"; the packets in order, at most ``limit``. ``ended`` compares as it is;
+        ``verdict`` only where neither faulted nor ended at a marker; faults by kind, address, size
+        and ``what``. Dimensions in ``ignore`` are not looked at. ValueError for batches of different
+        length."""
 
+@final
 class World:
-    def __init__(
-        self, *, seed: int = 0, instruction_limit: int = 1_000_000, cpus: int = 1
-    ) -> None: ...
+    def __new__(
+        cls, *, seed: int = 0, instruction_limit: int = 1_000_000, cpus: int = 1
+    ) -> Self: ...
     # maps: indexes count from 0 in the order of add_map. OSError carries the kernel's errno.
     def add_map(
-        self, label: str, type: int, key_size: int, value_size: int, max_entries: int,
-        flags: int = 0, inner: int | None = None, readonly: bool = False,
+        self,
+        label: str,
+        type: int,
+        key_size: int,
+        value_size: int,
+        max_entries: int,
+        flags: int = 0,
+        inner: int | None = None,
+        readonly: bool = False,
     ) -> int:
         """Make a map (``type`` as BPF_MAP_TYPE_*; ``inner``: the template of a map of maps;
         ``readonly``: to programs). Unmodelled kinds can be made, and fault when a program uses them.
@@ -100,7 +121,12 @@ class World:
     def set_inner(self, map: int, key: bytes, inner: int) -> None: ...
     # programs
     def add_program(
-        self, label: str, context: str, code: bytes, maps: Sequence[int], functions: Sequence[int],
+        self,
+        label: str,
+        context: str,
+        code: bytes,
+        maps: Sequence[int],
+        functions: Sequence[int],
     ) -> int:
         """Load linked little-endian code. ``context``: "xdp", "skb" (from the Ethernet header: tc),
         "skb-l3" (from the network header: cgroup_skb, lwt, also a socket filter), "plain". ``functions``: first
@@ -117,15 +143,22 @@ class World:
         """Memory that probe_read kinds may read (and plain contexts point to)."""
     # runs
     def run_batch(
-        self, program: int, packets: Packets, *, fill: int = 0, jit: bool = False,
+        self,
+        program: int,
+        packets: Packets,
+        *,
+        fill: int = 0,
+        jit: bool = False,
         coverage: bool = True,
     ) -> Batch:
         """Run the program on every packet, in order; maps persist. ``fill``: the byte that the stack
         holds at the start of every packet. The GIL is released. ``jit``: RuntimeError unless
         ``allow_jit()`` was called in this process."""
     def coverage(self, program: int) -> tuple[bytes, bytes]:
-        """Per instruction of the linked code, since the program was added: bit 0 executed; for
-        conditional jumps (first) not taken, (second) taken, each 0 or 1 a byte."""
+        """Two bytes, each 0 or 1, per instruction of the linked code, since the program was added.
+        First: executed; for conditional jumps: executed and not taken. Second: taken (0 for all
+        others). A jump of distance 0 counts as not taken; runs under the JIT and with
+        ``coverage=False`` do not count; the second half of a 64-bit load is never executed."""
     def save(self) -> int:
         """Remember all map contents; returns a handle."""
     def restore(self, handle: int) -> None: ...

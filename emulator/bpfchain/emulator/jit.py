@@ -4,7 +4,7 @@ is a fault of the batch, and nothing is bounded inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ _PACKETS = 16
 """Inputs kept in the child: a few are run again and again, others once."""
 _NO_VERDICT = -2
 _U64, _I32, _U32 = Struct("<Q"), Struct("<i"), Struct("<I")
+_OWN_END = _I32.pack(-1)
 Detail = tuple[bytes, bytes, bytes, list[tuple[str, str, bytes]]]
 
 
@@ -79,39 +80,46 @@ class JitBatch:
         """Helper effects in order."""
         return self._detail(index)[3]
 
-    def differences(self, other: JitBatch, limit: int = 100) -> list[tuple[int, str]]:
+    def differences(
+        self, other: JitBatch, limit: int = 100, ignore: Sequence[str] = ()
+    ) -> list[tuple[int, str]]:
         """As ``_ubpf.Batch.differences``; compared in the child where both still are there."""
         alive = self._process.generation == self._generation == other._generation
         if alive and self._number and other._number and self._process is other._process:
             found: list[tuple[int, str]] = self._process.request(
-                "differences", self._number, other._number, limit
+                "differences", self._number, other._number, limit, list(ignore)
             )
             return found
-        return _compare(self, other, limit)
+        return _compare(self, other, limit, ignore)
 
     def __del__(self) -> None:
         if self._number and self._generation == self._process.generation:
             self._process.forget("batch", self._number)
 
 
-def _compare(one: JitBatch, other: JitBatch, limit: int) -> list[tuple[int, str]]:
+def _compare(
+    one: JitBatch, other: JitBatch, limit: int, ignore: Sequence[str]
+) -> list[tuple[int, str]]:
+    """The same in Python, for batches of two processes, of which one may have died."""
     faults = {f.packet: (f.kind, f.what) for f in one.faults}
     others = {f.packet: (f.kind, f.what) for f in other.faults}
+
+    def pairs(i: int) -> Iterator[tuple[str, bool]]:
+        ends = one.ended[4 * i : 4 * i + 4], other.ended[4 * i : 4 * i + 4]
+        same = one.verdicts[8 * i : 8 * i + 8] == other.verdicts[8 * i : 8 * i + 8]
+        yield "verdict", same or ends != (_OWN_END, _OWN_END)
+        yield "ended", ends[0] == ends[1]
+        yield "fault", faults.get(i) == others.get(i)
+        for name in ("packet", "metadata", "context", "events"):
+            yield name, getattr(one, name)(i) == getattr(other, name)(i)
+
     found: list[tuple[int, str]] = []
     for i in range(len(one)):
-        if one.ended[4 * i : 4 * i + 4] != other.ended[4 * i : 4 * i + 4]:
-            found.append((i, "ended"))
-        elif faults.get(i) != others.get(i):
-            found.append((i, "fault"))
-        elif _I32.unpack_from(one.ended, 4 * i)[0] == _NO_VERDICT:
-            continue
-        elif one.verdicts[8 * i : 8 * i + 8] != other.verdicts[8 * i : 8 * i + 8]:
-            found.append((i, "verdict"))
-        else:
-            for name in ("packet", "metadata", "context", "events"):
-                if getattr(one, name)(i) != getattr(other, name)(i):
-                    found.append((i, name))
-                    break
+        dead = _NO_VERDICT in (_I32.unpack_from(b.ended, 4 * i)[0] for b in (one, other))
+        for name, equal in pairs(i):
+            if not equal and name not in ignore and not (dead and name not in ("ended", "fault")):
+                found.append((i, name))
+                break
         if len(found) >= limit:
             break
     return found

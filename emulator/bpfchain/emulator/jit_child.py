@@ -83,9 +83,11 @@ class _Child:
             for i in range(len(batch))
         ]
 
-    def differences(self, number: int, other: int, limit: int) -> list[tuple[int, str]]:
+    def differences(
+        self, number: int, other: int, limit: int, ignore: list[str]
+    ) -> list[tuple[int, str]]:
         found: list[tuple[int, str]] = self._batches[number].differences(
-            self._batches[other], limit
+            self._batches[other], limit, ignore
         )
         return found
 

@@ -13,8 +13,6 @@ pub mod xdp {
     pub const DATA_END: usize = 4;
     pub const DATA_META: usize = 8;
     pub const INGRESS_IFINDEX: usize = 12;
-    pub const RX_QUEUE_INDEX: usize = 16;
-    pub const EGRESS_IFINDEX: usize = 20;
     pub const SIZE: usize = 24;
 }
 
@@ -29,7 +27,6 @@ pub mod skb {
     pub const VLAN_TCI: usize = 24;
     pub const VLAN_PROTO: usize = 28;
     pub const PRIORITY: usize = 32;
-    pub const INGRESS_IFINDEX: usize = 36;
     pub const IFINDEX: usize = 40;
     pub const TC_INDEX: usize = 44;
     pub const CB: usize = 48;
@@ -37,13 +34,11 @@ pub mod skb {
     pub const TC_CLASSID: usize = 72;
     pub const DATA: usize = 76;
     pub const DATA_END: usize = 80;
-    pub const NAPI_ID: usize = 84;
     pub const FAMILY: usize = 88;
     pub const DATA_META: usize = 140;
     pub const FLOW_KEYS: usize = 144;
     pub const TSTAMP: usize = 152;
     pub const WIRE_LEN: usize = 160;
-    pub const GSO_SEGS: usize = 164;
     pub const SK: usize = 168;
     pub const GSO_SIZE: usize = 176;
     pub const TSTAMP_TYPE: usize = 180;

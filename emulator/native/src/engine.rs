@@ -1,21 +1,18 @@
-//! Running programs: uBPF's callbacks, tail calls, callbacks of helpers, faults.
+//! Running programs: a packet's run, tail calls, functions that helpers call, faults.
 //!
-//! One run at a time in a process (`space::Active` is the lock), so what uBPF's callbacks need is a
-//! global. Everything here that uBPF calls returns or leaves by `stop`; no panic passes through C.
+//! One run at a time in a process (`space::Active` is the lock), so what uBPF's callbacks (`hooks`)
+//! need is a global.
 
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
-use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use crate::context;
 use crate::env::{Env, HelperResult, FRAME};
 use crate::fault::{Fault, Kind};
-use crate::legacy;
 use crate::maps::{self, Slot};
 use crate::program::{Program, Trace, ARGUMENTS};
-use crate::rewrite::{ids, CALLS, COUNTS, FUNCTION, RARE, WRITES};
+use crate::rewrite::FUNCTION;
 use crate::space;
-use crate::vm::{Callbacks, Jitted};
+use crate::vm::Jitted;
 
 extern "C" {
     fn bpfchain_interpret(
@@ -32,7 +29,6 @@ extern "C" {
         result: *mut u64,
         stack_top: *mut u8,
     ) -> c_int;
-    fn bpfchain_stop(code: c_int) -> !;
 }
 
 /// Tail calls that a run may make (the kernel's MAX_TAIL_CALL_CNT).
@@ -61,37 +57,44 @@ pub struct Fallen {
 /// State of the run under way.
 pub struct Run {
     // Touched at every instruction.
-    pc: usize,
-    previous: usize,
-    executed: u64,
-    limit: u64,
-    registers: *const u64,
-    coverage: bool,
-    jit: bool,
+    pub pc: usize,
+    pub previous: usize,
+    pub executed: u64,
+    pub limit: u64,
+    pub registers: *const u64,
+    pub coverage: bool,
+    pub jit: bool,
     /// Lowest r10 that the running program may have.
-    floor: u64,
-    env: *mut Env,
-    programs: *mut Vec<Program>,
-    trace: *const Trace,
-    fallen: Option<Fallen>,
+    pub floor: u64,
+    pub env: *mut Env,
+    pub programs: *mut Vec<Program>,
+    pub trace: *const Trace,
+    pub fallen: Option<Fallen>,
     /// Program that a tail call wants run next.
-    next: Option<u32>,
-    marker: Option<i32>,
-    tail_calls: u32,
-    tail_result: u64,
+    pub next: Option<u32>,
+    pub marker: Option<i32>,
+    pub tail_calls: u32,
+    pub tail_result: u64,
     /// Set once a nested run has stopped, so that the outer ones do too.
-    stopped: Option<Stop>,
+    pub stopped: Option<Stop>,
     /// What registers hold at the start.
-    fill: u64,
+    pub fill: u64,
     /// Lowest stack address that this packet's programs may have written.
-    lowest: u64,
+    pub lowest: u64,
 }
 
-struct Global(UnsafeCell<Run>);
+pub struct Global(UnsafeCell<Run>);
 // SAFETY: only used while holding `space::Active`.
 unsafe impl Sync for Global {}
 
-static RUN: Global = Global(UnsafeCell::new(Run {
+impl Global {
+    #[inline]
+    pub fn get(&self) -> *mut Run {
+        self.0.get()
+    }
+}
+
+pub static RUN: Global = Global(UnsafeCell::new(Run {
     pc: 0,
     previous: 0,
     executed: 0,
@@ -112,9 +115,6 @@ static RUN: Global = Global(UnsafeCell::new(Run {
     fill: 0,
     lowest: space::STACK_TOP,
 }));
-
-/// For `Vm::load`.
-pub const CALLBACKS: Callbacks = Callbacks { dispatch, bounds, step };
 
 /// How a packet's run ended.
 pub enum End {
@@ -142,7 +142,7 @@ pub struct Settings {
 pub fn begin(env: &mut Env, programs: &mut Vec<Program>, settings: &Settings) {
     env.call = call_function;
     // SAFETY: the caller holds `Active`; the pointers are used until the batch's end only.
-    let run = unsafe { &mut *RUN.0.get() };
+    let run = unsafe { &mut *RUN.get() };
     run.env = env;
     run.programs = programs;
     run.limit = settings.limit;
@@ -152,11 +152,21 @@ pub fn begin(env: &mut Env, programs: &mut Vec<Program>, settings: &Settings) {
     run.lowest = space::LOW;
 }
 
+/// Forget what was borrowed for the batch.
+pub fn end() {
+    // SAFETY: as in `begin`.
+    let run = unsafe { &mut *RUN.get() };
+    run.env = std::ptr::null_mut();
+    run.programs = std::ptr::null_mut();
+    run.trace = std::ptr::null();
+    run.registers = std::ptr::null();
+}
+
 /// Run `program` on the packet that `env` holds.
 pub fn run(program: u32) -> Told {
     // SAFETY: the caller holds `Active` and has called `begin`.
     unsafe {
-        let run = RUN.0.get();
+        let run = RUN.get();
         let lowest = (*run).lowest;
         let fill = (*run).fill as u8;
         std::ptr::write_bytes(lowest as *mut u8, fill, (space::STACK_TOP - lowest) as usize);
@@ -179,7 +189,7 @@ pub fn run(program: u32) -> Told {
 }
 
 /// Note a fault of the running program; the first one stands.
-unsafe fn fall(run: *mut Run, fault: Box<Fault>) -> Stop {
+pub unsafe fn fall(run: *mut Run, fault: Box<Fault>) -> Stop {
     if (*run).fallen.is_none() {
         let trace = &*(*run).trace;
         let program = &(&(*(*run).programs))[trace.program as usize];
@@ -295,17 +305,23 @@ unsafe fn put_back(run: *mut Run, saved: Saved) {
 fn call_function(env: &mut Env, function: u64, args: [u64; 5], frame: u64) -> HelperResult {
     // SAFETY: helpers run inside a run only.
     unsafe {
-        let run = RUN.0.get();
+        let run = RUN.get();
         let trace = &*(*run).trace;
         let program = &mut (&mut *(*run).programs)[trace.program as usize];
         let pc = function.wrapping_sub(FUNCTION);
         let found = program.trampolines.iter_mut().find(|t| u64::from(t.function) == pc);
         let Some(trampoline) = found else {
-            return Err(Fault::because(Kind::Jump, format!("callback {function:#x} is no function")));
+            return Err(Fault::because(
+                Kind::Jump,
+                format!("callback {function:#x} is no function"),
+            ));
         };
         let top = frame.wrapping_sub(FRAME);
         if top < (*run).floor || top >= env.stack_top {
-            return Err(Fault::because(Kind::Stack, "callback nested deeper than the kernel allows"));
+            return Err(Fault::because(
+                Kind::Stack,
+                "callback nested deeper than the kernel allows",
+            ));
         }
         (ARGUMENTS as *mut [u64; 5]).write(args);
         let saved = save(run);
@@ -350,7 +366,7 @@ unsafe fn tail_target(run: *mut Run, args: &[u64; 5]) -> Result<Option<Slot>, St
 }
 
 /// From the first function: 0 makes uBPF unwind, and `run_chain` goes on with the target.
-unsafe fn tail_call(run: *mut Run, args: &[u64; 5]) -> Result<u64, Stop> {
+pub unsafe fn tail_call(run: *mut Run, args: &[u64; 5]) -> Result<u64, Stop> {
     match tail_target(run, args)? {
         Some(Slot::Program(index)) => (*run).next = Some(index),
         Some(Slot::Marker(tag)) => (*run).marker = Some(tag),
@@ -360,7 +376,7 @@ unsafe fn tail_call(run: *mut Run, args: &[u64; 5]) -> Result<u64, Stop> {
 }
 
 /// From another function: the target takes the function's frame, and returns to its caller.
-unsafe fn tail_call_sub(run: *mut Run, args: &[u64; 5]) -> Result<u64, Stop> {
+pub unsafe fn tail_call_sub(run: *mut Run, args: &[u64; 5]) -> Result<u64, Stop> {
     match tail_target(run, args)? {
         Some(Slot::Program(index)) => {
             let saved = save(run);
@@ -375,168 +391,4 @@ unsafe fn tail_call_sub(run: *mut Run, args: &[u64; 5]) -> Result<u64, Stop> {
         }
         Some(Slot::Empty) | None => Ok(NOT_TAKEN),
     }
-}
-
-unsafe fn serve(run: *mut Run, id: u32, args: [u64; 5]) -> Result<u64, Stop> {
-    match id {
-        ids::TAIL_CALL => return tail_call(run, &args),
-        ids::TAIL_CALL_SUB => return tail_call_sub(run, &args),
-        ids::TAIL_RESULT => return Ok((*run).tail_result),
-        _ => {}
-    }
-    let env = &mut *(*run).env;
-    env.frame = if (*run).registers.is_null() { 0 } else { *(*run).registers.add(10) };
-    let result = match id {
-        ids::LOAD_BYTE => legacy::load(env, args[0], args[1] as i32, 1),
-        ids::LOAD_HALF => legacy::load(env, args[0], args[1] as i32, 2),
-        ids::LOAD_WORD => legacy::load(env, args[0], args[1] as i32, 4),
-        id if id >= ids::KFUNC => {
-            Err(Fault::unmodelled(format!("kernel function {}", id - ids::KFUNC)))
-        }
-        id => crate::helpers::call(env, id, args),
-    };
-    result.map_err(|fault| match (*run).stopped {
-        Some(stop) => stop,
-        None => fall(run, fault),
-    })
-}
-
-/// uBPF calls helpers here.
-unsafe extern "C" fn dispatch(
-    r1: u64,
-    r2: u64,
-    r3: u64,
-    r4: u64,
-    r5: u64,
-    id: u32,
-    _cookie: *mut c_void,
-) -> u64 {
-    let run = RUN.0.get();
-    let code = match catch_unwind(AssertUnwindSafe(|| serve(run, id, [r1, r2, r3, r4, r5]))) {
-        Ok(Ok(value)) => return value,
-        Ok(Err(stop)) => stop as c_int,
-        Err(panic) => {
-            drop(panic);
-            fall(run, Fault::because(Kind::Crash, format!("helper {id} of the emulator panicked")));
-            Stop::Fault as c_int
-        }
-    };
-    bpfchain_stop(code)
-}
-
-/// uBPF asks here whether it may touch memory.
-unsafe extern "C" fn bounds(trace: *mut c_void, address: u64, size: u64) -> bool {
-    let run = RUN.0.get();
-    let frame = *(*run).registers.add(10);
-    let end = address + size; // uBPF has looked for overflow
-    if address >= frame - FRAME && end <= frame {
-        return true;
-    }
-    let env = (*run).env;
-    if address >= (*env).packet.data && end <= (*env).packet.data_end {
-        return true;
-    }
-    allowed(run, trace.cast::<Trace>(), frame, address, size)
-}
-
-#[inline(never)]
-unsafe fn allowed(run: *mut Run, trace: *const Trace, frame: u64, address: u64, size: u64) -> bool {
-    let env = &mut *(*run).env;
-    let write = *(*trace).info.add((*run).pc) & WRITES != 0;
-    env.frame = frame;
-    let context_end = space::CONTEXT + env.context_len as u64;
-    let fault = if address >= space::CONTEXT && address < context_end {
-        match context::access(env.context, (address - space::CONTEXT) as usize, size as usize, write) {
-            context::Access::Allowed if address + size <= context_end => return true,
-            context::Access::Unmodelled(what) => Fault::unmodelled(what),
-            _ => Fault::at(if write { Kind::Write } else { Kind::Read }, address, size as usize),
-        }
-    } else if env.allows(address, size, write) {
-        return true;
-    } else if env.memory.iter().any(|(start, bytes)| {
-        address >= *start && address - start < bytes.len() as u64
-    }) {
-        Fault::unmodelled("direct load of recorded memory")
-    } else {
-        Fault::at(if write { Kind::Write } else { Kind::Read }, address, size as usize)
-    };
-    fall(run, fault);
-    false
-}
-
-/// uBPF calls this before every instruction.
-unsafe extern "C" fn step(
-    trace: *mut c_void,
-    pc: c_int,
-    registers: *const u64,
-    _stack: *const u8,
-    _stack_len: usize,
-    _register_mask: u64,
-    _stack_mask: *const u8,
-) {
-    let run = RUN.0.get();
-    let trace = trace.cast::<Trace>();
-    let pc = pc as usize;
-    let info = *(*trace).info.add(pc);
-    (*run).pc = pc;
-    (*run).registers = registers;
-    let executed = (*run).executed + u64::from(info & COUNTS);
-    (*run).executed = executed;
-    if executed > (*run).limit || info & RARE != 0 {
-        unusual(run, trace, info, registers);
-    }
-    if (*run).coverage {
-        let previous = (*run).previous;
-        let cover = (*trace).cover;
-        *cover.add(pc) |= 1;
-        *cover.add(previous) |= 2 << u8::from(pc != previous + 1);
-    }
-    (*run).previous = pc;
-}
-
-#[cold]
-#[inline(never)]
-unsafe fn unusual(run: *mut Run, trace: *const Trace, info: u8, registers: *const u64) {
-    if (*run).executed > (*run).limit {
-        (*run).executed = (*run).limit;
-        let what = format!("more than {} instructions", (*run).limit);
-        let stop = fall(run, Fault::because(Kind::Limit, what));
-        bpfchain_stop(stop as c_int);
-    }
-    if info & CALLS != 0 {
-        if *registers.add(10) - FRAME < (*run).floor {
-            let stop = fall(run, Fault::because(Kind::Stack, "calls nested deeper than 8 frames"));
-            bpfchain_stop(stop as c_int);
-        }
-    } else if (*run).previous == (*trace).start {
-        // uBPF starts with whatever lay on the host's stack in its registers.
-        let registers = registers.cast_mut();
-        for register in [0, 2, 3, 4, 5, 6, 7, 8, 9] {
-            *registers.add(register) = (*run).fill;
-        }
-    }
-}
-
-/// The shim calls this for each of uBPF's error messages. Only one kind comes without a refused access
-/// before it: an address that runs over the end of the address space.
-///
-/// # Safety
-/// Called by uBPF during a run only.
-#[no_mangle]
-pub unsafe extern "C" fn bpfchain_on_error() {
-    let run = RUN.0.get();
-    if (*run).env.is_null() || (*run).trace.is_null() || (*run).fallen.is_some() {
-        return;
-    }
-    let trace = &*(*run).trace;
-    let program = &(&(*(*run).programs))[trace.program as usize];
-    let Some(insn) = (*run).pc.checked_sub(trace.prologue).and_then(|pc| program.code.insns.get(pc))
-    else {
-        return;
-    };
-    let Some(write) = insn.memory_access() else { return };
-    let base = *(*run).registers.add(usize::from(if write { insn.dst } else { insn.src }));
-    let address = base.wrapping_add_signed(i64::from(insn.off));
-    let size = [4, 2, 1, 8][usize::from(insn.op >> 3 & 3)];
-    fall(run, Fault::at(if write { Kind::Write } else { Kind::Read }, address, size));
 }

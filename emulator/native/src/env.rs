@@ -66,8 +66,7 @@ pub struct Events {
 pub struct Env {
     pub space: Space,
     pub maps: Maps,
-    /// Recorded answers of helpers (the engine calls `answers.restart()` at the start of a batch and
-    /// `answers.next_packet()` before each packet).
+    /// Recorded answers of helpers (the engine calls `answers.restart()` at the start of a batch).
     pub answers: Answers,
     /// Memory for probe_read kinds: (address, bytes), sorted by address.
     pub memory: Vec<(u64, Vec<u8>)>,
@@ -161,7 +160,10 @@ impl Env {
         if address >= floor && end <= self.stack_top {
             return true;
         }
-        if address >= self.packet.data_meta && end <= self.packet.data_end && address >= space::PACKET {
+        if address >= self.packet.data_meta
+            && end <= self.packet.data_end
+            && address >= space::PACKET
+        {
             // Metadata and frame are two regions to the verifier.
             return address >= self.packet.data || end <= self.packet.data;
         }
@@ -180,11 +182,5 @@ impl Env {
     pub fn frame_buffer(&mut self) -> &mut [u8] {
         // SAFETY: mapped by `Space::new`; the borrow of self is exclusive.
         unsafe { std::slice::from_raw_parts_mut(space::PACKET as *mut u8, space::PACKET_MAX) }
-    }
-
-    /// The context's bytes, for helpers that set or read fields.
-    pub fn context_bytes(&mut self) -> &mut [u8] {
-        // SAFETY: as above; `context_len` is at most CONTEXT_MAX.
-        unsafe { std::slice::from_raw_parts_mut(space::CONTEXT as *mut u8, self.context_len) }
     }
 }

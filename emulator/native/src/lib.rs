@@ -1,7 +1,7 @@
 //! The native engine of bpfchain's emulator: real uBPF with kernel-like contexts, maps and helpers.
 //!
 //! `space` is memory, `env` what helpers see, `rewrite` makes kernel code uBPF's, `program` holds the
-//! machines, `engine` runs them, `batch` many packets; `world` and `packets` are Python's side.
+//! machines, `engine` and `hooks` run them, `batch` many packets; `world` and `packets` are Python's side.
 
 use pyo3::prelude::*;
 
@@ -12,6 +12,7 @@ mod env;
 mod fault;
 mod frame;
 mod helpers;
+mod hooks;
 mod insn;
 mod legacy;
 mod maps;

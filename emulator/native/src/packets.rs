@@ -97,7 +97,8 @@ impl Packets {
         for (index, frame) in data.iter().enumerate() {
             let frame = frame.as_bytes();
             if frame.len() > FRAME_MAX {
-                let message = format!("packet {index} has {} bytes, more than {FRAME_MAX}", frame.len());
+                let message =
+                    format!("packet {index} has {} bytes, more than {FRAME_MAX}", frame.len());
                 return Err(PyValueError::new_err(message));
             }
             frames.push((bytes.len(), bytes.len() + frame.len()));
@@ -117,7 +118,10 @@ impl Packets {
         };
         let times = times.unwrap_or_default();
         if !times.is_empty() && times.len() != count {
-            return Err(PyValueError::new_err(format!("{} times for {count} packets", times.len())));
+            return Err(PyValueError::new_err(format!(
+                "{} times for {count} packets",
+                times.len()
+            )));
         }
         Ok(Packets {
             inputs: Arc::new(Inputs { bytes, frames, contexts, times }),

@@ -2,8 +2,8 @@
 
 use std::ffi::c_void;
 
-use crate::engine;
 use crate::env::Context;
+use crate::hooks;
 use crate::insn::{self, Insn};
 use crate::rewrite::{self, Rewritten, Surroundings, COUNTS};
 use crate::space;
@@ -58,7 +58,7 @@ pub struct Program {
 fn machine(code: &[Insn], trace: Trace, trampoline: bool) -> Result<Machine, String> {
     let mut trace = Box::new(trace);
     let context: *mut Trace = &mut *trace;
-    let vm = Vm::load(code, engine::CALLBACKS, context.cast::<c_void>(), trampoline)?;
+    let vm = Vm::load(code, hooks::CALLBACKS, context.cast::<c_void>(), trampoline)?;
     Ok(Machine { trace, vm })
 }
 
@@ -142,7 +142,7 @@ impl Program {
             return Ok(*function);
         }
         let code = clean(&self.code.insns);
-        let vm = Vm::load(&code, engine::CALLBACKS, std::ptr::null_mut(), false)?;
+        let vm = Vm::load(&code, hooks::CALLBACKS, std::ptr::null_mut(), false)?;
         let function = vm.compile()?;
         self.compiled = Some((vm, function));
         Ok(function)
@@ -185,7 +185,7 @@ impl Trampoline {
             return Ok(*function);
         }
         let code = clean(&self.code);
-        let vm = Vm::load(&code, engine::CALLBACKS, std::ptr::null_mut(), true)?;
+        let vm = Vm::load(&code, hooks::CALLBACKS, std::ptr::null_mut(), true)?;
         let function = vm.compile()?;
         self.compiled = Some((vm, function));
         Ok(function)

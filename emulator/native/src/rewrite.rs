@@ -1,8 +1,8 @@
 //! Turning linked kernel code into code that uBPF takes, with a table back to the original pcs.
 //!
-//! uBPF knows no pseudo loads, LD_ABS, kfuncs, nor tail calls that return to a caller, and wants every
-//! function to end in an exit. What is put in its place here calls helpers of `ids`, which the engine
-//! serves; jumps and calls are aimed anew.
+//! uBPF knows no pseudo loads, LD_ABS, kfuncs, nor tail calls that return to a caller. What is put in
+//! their place here calls helpers of `ids`, which the engine serves; jumps and calls are aimed anew.
+//! (Older uBPF wanted an exit behind functions that end in a jump back; the one in Cargo.toml does not.)
 
 use crate::insn::{self, Insn};
 use crate::maps;
@@ -106,7 +106,6 @@ pub fn rewrite(code: &[u8], functions: &[u32], around: &Surroundings) -> Result<
     let mut pc = 0;
     while pc < given.len() {
         while function + 1 < functions.len() && functions[function + 1] as usize == pc {
-            end_function(&mut out, pc);
             function += 1;
         }
         let insn = given[pc];
@@ -116,9 +115,10 @@ pub fn rewrite(code: &[u8], functions: &[u32], around: &Surroundings) -> Result<
             return Err(format!("{what} at pc {pc}: uBPF has no such instruction"));
         }
         if insn.op == insn::LDDW {
-            let second = *given.get(pc + 1).filter(|second| second.op == 0).ok_or_else(|| {
-                format!("incomplete 64-bit load at pc {pc}")
-            })?;
+            let second = *given
+                .get(pc + 1)
+                .filter(|second| second.op == 0)
+                .ok_or_else(|| format!("incomplete 64-bit load at pc {pc}"))?;
             place[pc + 1] = usize::MAX;
             let value = wide_value(insn, second, pc, around)?;
             if insn.src == 4 {
@@ -138,7 +138,9 @@ pub fn rewrite(code: &[u8], functions: &[u32], around: &Surroundings) -> Result<
         }
         if let Some((size, indirect)) = insn.legacy_load() {
             if !around.socket_buffer {
-                return Err(format!("LD_ABS at pc {pc}: only programs with an skb context have it"));
+                return Err(format!(
+                    "LD_ABS at pc {pc}: only programs with an skb context have it"
+                ));
             }
             push_legacy_load(&mut out, insn, size, indirect, pc);
         } else if insn.op == insn::CALL {
@@ -151,7 +153,6 @@ pub fn rewrite(code: &[u8], functions: &[u32], around: &Surroundings) -> Result<
         }
         pc += 1;
     }
-    end_function(&mut out, given.len());
     aim(&mut out, &place)?;
     out.info[0] |= RARE;
     callbacks.sort_unstable();
@@ -191,13 +192,6 @@ fn target_of(pc: usize, distance: i64, len: usize) -> Result<usize, String> {
         return Err(format!("jump out of the code at pc {pc}"));
     }
     Ok(target as usize)
-}
-
-/// uBPF wants an exit at the end of a function; compilers may end one in a jump back.
-fn end_function(out: &mut Builder, end: usize) {
-    if out.insns.last().is_some_and(|last| last.op != insn::EXIT) {
-        out.push(Insn::exit(), end - 1, false);
-    }
 }
 
 fn wide_value(insn: Insn, second: Insn, pc: usize, around: &Surroundings) -> Result<u64, String> {

@@ -32,6 +32,8 @@ const LOW_SIZE: usize = 0x8_0000;
 pub const HIGH: u64 = 0x10_0000_0000;
 const HIGH_FIRST: usize = 1 << 20;
 const HIGH_MAX: usize = 32 << 30;
+/// What one last-level page table maps.
+const TABLE: usize = 2 << 20;
 
 /// A part of the high window that programs may touch: `count` slots of `stride` bytes, of each of
 /// which the first `size` bytes are valid. An access must stay within one slot.
@@ -100,13 +102,18 @@ fn map_at(address: u64, size: usize, protection: i32) -> Result<(), String> {
             address as *mut libc::c_void,
             size,
             protection,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE,
+            libc::MAP_PRIVATE
+                | libc::MAP_ANONYMOUS
+                | libc::MAP_NORESERVE
+                | libc::MAP_FIXED_NOREPLACE,
             -1,
             0,
         )
     };
     if got == libc::MAP_FAILED {
-        return Err(os_error(&format!("cannot map {size} bytes at {address:#x} for emulated memory")));
+        return Err(os_error(&format!(
+            "cannot map {size} bytes at {address:#x} for emulated memory"
+        )));
     }
     if got as u64 != address {
         // Kernels before 4.17 take the flag for a hint.
@@ -145,23 +152,35 @@ impl Placement {
         Ok(())
     }
 
+    /// Move out of the way. To an address aligned as page tables are: the kernel then moves whole
+    /// tables instead of single pages.
     fn park(&self) -> Result<(), String> {
         let size = self.size.load(Ordering::Relaxed);
-        // SAFETY: an anonymous mapping wherever the kernel likes.
-        let hole = unsafe {
-            libc::mmap(
+        let room = size + TABLE;
+        // SAFETY: an anonymous mapping wherever the kernel likes; what is cut off is its own.
+        let target = unsafe {
+            let hole = libc::mmap(
                 std::ptr::null_mut(),
-                size,
+                room,
                 libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
-            )
+            );
+            if hole == libc::MAP_FAILED {
+                return Err(os_error("no address space to park emulated memory"));
+            }
+            let start = hole as usize;
+            let target = start.next_multiple_of(TABLE);
+            if target > start {
+                libc::munmap(hole, target - start);
+            }
+            if start + room > target + size {
+                libc::munmap((target + size) as *mut libc::c_void, start + room - target - size);
+            }
+            target as u64
         };
-        if hole == libc::MAP_FAILED {
-            return Err(os_error("no address space to park emulated memory"));
-        }
-        self.move_to(hole as u64)
+        self.move_to(target)
     }
 
     fn enter(&self) -> Result<(), String> {
@@ -188,10 +207,8 @@ impl Space {
         if host == libc::MAP_FAILED {
             return Err(os_error("no memory for maps"));
         }
-        let placement = Placement {
-            host: AtomicUsize::new(host as usize),
-            size: AtomicUsize::new(HIGH_FIRST),
-        };
+        let placement =
+            Placement { host: AtomicUsize::new(host as usize), size: AtomicUsize::new(HIGH_FIRST) };
         Ok(Space {
             placement: Arc::new(placement),
             used: 4096,
@@ -218,14 +235,15 @@ impl Space {
     /// never move. The world must be active. No program may touch them until `add_region` says so.
     pub fn take(&mut self, size: usize, align: usize) -> Result<u64, String> {
         let start = self.used.next_multiple_of(align.max(8));
-        let end = start.checked_add(size).filter(|end| *end <= HIGH_MAX).ok_or("map memory is used up")?;
+        let end = start
+            .checked_add(size)
+            .filter(|end| *end <= HIGH_MAX)
+            .ok_or("map memory is used up")?;
         let mapped = self.placement.size.load(Ordering::Relaxed);
         if end > mapped {
             let wanted = end.next_multiple_of(HIGH_FIRST).max((mapped * 2).min(HIGH_MAX));
             // SAFETY: grows our own mapping in place; without MREMAP_MAYMOVE it cannot move.
-            let got = unsafe {
-                libc::mremap(HIGH as *mut libc::c_void, mapped, wanted, 0)
-            };
+            let got = unsafe { libc::mremap(HIGH as *mut libc::c_void, mapped, wanted, 0) };
             if got == libc::MAP_FAILED {
                 return Err(os_error(&format!("cannot grow map memory to {wanted} bytes")));
             }
@@ -238,7 +256,14 @@ impl Space {
     /// Let programs touch `count` slots of `stride` bytes from `start`, `size` valid bytes in each.
     /// Returns an index for `region_mut`. Regions must be added in ascending order of address (which
     /// `take` gives).
-    pub fn add_region(&mut self, start: u64, count: u64, stride: u32, size: u32, writable: bool) -> usize {
+    pub fn add_region(
+        &mut self,
+        start: u64,
+        count: u64,
+        stride: u32,
+        size: u32,
+        writable: bool,
+    ) -> usize {
         let end = start + count * u64::from(stride);
         debug_assert!(self.regions.last().is_none_or(|last| last.end <= start));
         self.regions.push(Region { start, end, stride, size, writable, live: true });
@@ -301,6 +326,8 @@ impl Drop for Space {
         }
         let host = self.placement.host.load(Ordering::Relaxed);
         // SAFETY: ours, and nobody else's after this.
-        unsafe { libc::munmap(host as *mut libc::c_void, self.placement.size.load(Ordering::Relaxed)) };
+        unsafe {
+            libc::munmap(host as *mut libc::c_void, self.placement.size.load(Ordering::Relaxed))
+        };
     }
 }

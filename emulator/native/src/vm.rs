@@ -18,7 +18,8 @@ pub type Jitted = unsafe extern "C" fn(*mut c_void, usize, *mut u8, usize) -> u6
 pub struct Callbacks {
     pub dispatch: unsafe extern "C" fn(u64, u64, u64, u64, u64, u32, *mut c_void) -> u64,
     pub bounds: unsafe extern "C" fn(*mut c_void, u64, u64) -> bool,
-    pub step: unsafe extern "C" fn(*mut c_void, c_int, *const u64, *const u8, usize, u64, *const u8),
+    pub step:
+        unsafe extern "C" fn(*mut c_void, c_int, *const u64, *const u8, usize, u64, *const u8),
 }
 
 /// A machine that owns its code.
@@ -52,7 +53,7 @@ unsafe fn message(text: *mut c_char) -> String {
 
 impl Vm {
     /// Load `code`. `context` is given to `step`; it must outlive the machine. `trampoline`: the code
-    /// begins with one, which has no frame of its own. `checked`: for the interpreter.
+    /// begins with one, which has no frame of its own.
     pub fn load(
         code: &[Insn],
         callbacks: Callbacks,
@@ -67,13 +68,17 @@ impl Vm {
                 return Err("uBPF cannot make a machine: out of memory".into());
             }
             let vm = Vm { raw, len: code.len() };
-            // The two sides differ only in how the variadic type is spelled.
-            ubpf::ubpf_set_error_print(raw, std::mem::transmute::<*const (), _>(bpfchain_error as *const ()));
+            ubpf::ubpf_set_error_print(raw, Some(bpfchain_error));
             ubpf::ubpf_toggle_bounds_check(raw, true);
             ubpf::ubpf_toggle_undefined_behavior_check(raw, false);
-            let cookie = if trampoline { 1 as *mut c_void } else { std::ptr::null_mut() };
+            // Not followed, only told from null.
+            let cookie = if trampoline { std::ptr::dangling_mut() } else { std::ptr::null_mut() };
             ubpf::ubpf_register_stack_usage_calculator(raw, Some(frame_size), cookie);
-            ubpf::ubpf_register_external_dispatcher(raw, Some(callbacks.dispatch), Some(any_helper));
+            ubpf::ubpf_register_external_dispatcher(
+                raw,
+                Some(callbacks.dispatch),
+                Some(any_helper),
+            );
             ubpf::ubpf_set_unwind_function_index(raw, crate::rewrite::ids::TAIL_CALL);
             ubpf::ubpf_register_data_bounds_check(raw, context, Some(callbacks.bounds));
             ubpf::ubpf_register_debug_fn(raw, context, Some(callbacks.step));
@@ -98,10 +103,7 @@ impl Vm {
         unsafe {
             ubpf::ubpf_set_jit_code_size(self.raw, 65_536 + self.len * 128);
             let compiled = ubpf::ubpf_compile_ex(self.raw, &mut error, ubpf::ExtendedJitMode);
-            match compiled {
-                Some(function) => Ok(std::mem::transmute::<_, Jitted>(function)),
-                None => Err(message(error)),
-            }
+            compiled.ok_or_else(|| message(error))
         }
     }
 }

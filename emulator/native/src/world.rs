@@ -89,7 +89,11 @@ impl World {
             if !fits {
                 let message = match context::length(context) {
                     Some(len) => format!("a context of {} bytes where it has {len}", given.len()),
-                    None => format!("a context of {} bytes, more than {}", given.len(), space::CONTEXT_MAX),
+                    None => format!(
+                        "a context of {} bytes, more than {}",
+                        given.len(),
+                        space::CONTEXT_MAX
+                    ),
                 };
                 return Err(PyValueError::new_err(message));
             }
@@ -154,8 +158,16 @@ impl World {
         readonly: bool,
     ) -> PyResult<u32> {
         let _active = self.enter()?;
-        let spec =
-            MapSpec { label, kind: r#type, key_size, value_size, max_entries, flags, inner, readonly };
+        let spec = MapSpec {
+            label,
+            kind: r#type,
+            key_size,
+            value_size,
+            max_entries,
+            flags,
+            inner,
+            readonly,
+        };
         let env = &mut *self.env;
         env.maps.add(&mut env.space, spec).map_err(|error| match error {
             AddError::Invalid(message) => PyValueError::new_err(message),
@@ -199,7 +211,10 @@ impl World {
         self.check_map(map)?;
         let _active = self.enter()?;
         let items = self.env.maps.items(&self.env.space, map).map_err(os_error)?;
-        Ok(items.iter().map(|(key, value)| (PyBytes::new(py, key), PyBytes::new(py, value))).collect())
+        Ok(items
+            .iter()
+            .map(|(key, value)| (PyBytes::new(py, key), PyBytes::new(py, value)))
+            .collect())
     }
 
     fn map_differs(&self, map: u32, other: &World, other_map: u32) -> PyResult<bool> {
@@ -242,7 +257,8 @@ impl World {
         for map in &maps {
             self.check_map(*map)?;
         }
-        let index = u32::try_from(self.programs.len()).map_err(|_| runtime("too many programs".into()))?;
+        let index =
+            u32::try_from(self.programs.len()).map_err(|_| runtime("too many programs".into()))?;
         let env = &self.env;
         let around = Surroundings {
             maps: &maps,
@@ -250,7 +266,8 @@ impl World {
             socket_buffer: matches!(context, Context::Skb | Context::SkbL3),
         };
         let loaded = Program::load(index, context, code, &functions, &around);
-        let program = loaded.map_err(|why| PyValueError::new_err(format!("program {label}: {why}")))?;
+        let program =
+            loaded.map_err(|why| PyValueError::new_err(format!("program {label}: {why}")))?;
         self.programs.push(program);
         Ok(index)
     }
@@ -301,7 +318,8 @@ impl World {
         let world: &mut World = self;
         py.detach(move || {
             let active = world.env.space.activate()?;
-            let batch = batch::run_batch(&mut world.env, &mut world.programs, program, inputs, &settings);
+            let batch =
+                batch::run_batch(&mut world.env, &mut world.programs, program, inputs, &settings);
             drop(active);
             Ok(batch)
         })

@@ -27,6 +27,7 @@ _TARGETS = {
     LinkType.XDP: Layout("struct bpf_link_info", "xdp", ifindex="I"),
     LinkType.TCX: Layout("struct bpf_link_info", "tcx", ifindex="I", attach_type="I"),
     LinkType.NETNS: Layout("struct bpf_link_info", "netns", netns_ino="I", attach_type="I"),
+    LinkType.TRACING: Layout("struct bpf_link_info", "tracing", attach_type="I", target_obj_id="I"),
     LinkType.CGROUP: Layout("struct bpf_link_info", "cgroup", cgroup_id="Q", attach_type="I"),
 }
 
@@ -39,8 +40,8 @@ class LinkInfo:
     type: int
     prog_id: int
     target: int | None
-    """Interface index (XDP, tcx; 0 once the interface is gone), inode of the network namespace, or
-    cgroup id; None for other kinds."""
+    """Interface index (XDP, tcx; 0 once the interface is gone), inode of the network namespace,
+    cgroup id, or id of the program that is traced or extended; None for other kinds."""
     attach_type: int | None
     """None where the kernel does not say (XDP has only one)."""
 
@@ -68,7 +69,7 @@ class Link(Fd):
             id=v["id"],
             type=kind,
             prog_id=v["prog_id"],
-            target=next(iter(special.values()), None),
+            target=next((v for name, v in special.items() if name != "attach_type"), None),
             attach_type=special.get("attach_type"),
         )
 

@@ -27,15 +27,19 @@ class Cmd(enum.IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_GET_NEXT_ID = 11
+    MAP_GET_NEXT_ID = 12
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     RAW_TRACEPOINT_OPEN = 17
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_FREEZE = 22
     LINK_CREATE = 28
     LINK_UPDATE = 29
     LINK_GET_FD_BY_ID = 30
+    LINK_GET_NEXT_ID = 31
     ENABLE_STATS = 32
     LINK_DETACH = 34
 
@@ -218,6 +222,8 @@ BPF_F_XDP_HAS_FRAGS = 1 << 5
 BPF_F_TEST_RUN_ON_CPU = 1
 BPF_F_RDONLY_PROG = 1 << 7
 BPF_STATS_RUN_TIME = 0
+BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI = 1 << 0, 1 << 1
+BPF_F_QUERY_EFFECTIVE = 1 << 0
 XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 1 << 1, 1 << 2
 
 
@@ -316,6 +322,12 @@ LINK_CREATE_PERF = Layout(
         "perf_event.bpf_cookie": "Q",
     }
 )  # fmt: skip
+PROG_QUERY = Layout(
+    _ATTR, "query",
+    target_fd="I", attach_type="I", query_flags="I", attach_flags="I", prog_ids="Q", prog_cnt="I",
+    prog_attach_flags="Q", link_ids="Q", link_attach_flags="Q", revision="Q",
+)  # fmt: skip
+"""What stands behind ``prog_cnt`` older kernels do not know: they refuse it unless it is zero."""
 LINK_UPDATE = Layout(_ATTR, "link_update", link_fd="I", new_prog_fd="I", flags="I", old_prog_fd="I")
 LINK_DETACH = Layout(_ATTR, "link_detach", link_fd="I")
 ENABLE_STATS = Layout(_ATTR, "enable_stats", type="I")
@@ -341,3 +353,21 @@ PROG_INFO = Layout(
 LINK_INFO = Layout(
     "struct bpf_link_info", "", type="I", id="I", prog_id="I", _pad="I", _union="48s"
 )
+
+PERF_EVENT_ATTR = Layout(
+    "struct perf_event_attr", "",
+    type="I", size="I", config="Q", sample_period="Q", sample_type="Q", read_format="Q",
+    _flags="Q", wakeup_events="I", bp_type="I", config1="Q", config2="Q",
+)  # fmt: skip
+"""``config1`` is the kprobe's function or the uprobe's path, ``config2`` the offset in it."""
+PERF_TYPE_HARDWARE, PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT = 0, 1, 2
+PERF_FLAG_FD_CLOEXEC = 1 << 3
+PERF_ATTR_FREQ = 1 << 10
+"""Bit of ``_flags``: ``sample_period`` is a frequency (``perf_event_attr.freq``)."""
+PERF_EVENT_IOC_ENABLE = 0x2400
+PERF_EVENT_IOC_SET_BPF = 0x40042408
+PERF_EVENT_IOC_QUERY_BPF = 0xC008240A
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_LOCK_FILTER, SO_ATTACH_BPF = 26, 27, 44, 50
+SO_COOKIE, SO_NETNS_COOKIE = 57, 71
+"""``<asm-generic/socket.h>``, which all architectures of the kernel matrix use."""

@@ -33,7 +33,7 @@ from .engines.protocol import (
     Slot,
 )
 from .expected import Case, describe, reference_link, slot_of
-from .isolated import MORE_INSTRUCTIONS, Difference, PatchedLoadError, show_difference
+from .isolated import MORE_INSTRUCTIONS, Difference, PatchedLoadError, Seen, show_difference
 from .reads import answered_helpers
 from .reference import low32, step
 from .result import Place
@@ -42,7 +42,12 @@ __all__ = ["ComposedRuns", "Worlds"]
 
 Link = tuple[bytes, bytes, Intent]
 """Original, patched, intent."""
-_METADATA = "metadata that a link leaves is not carried to the next original"
+_XDP_POINTERS, _SKB_POINTERS = (0, 4, 8), (76, 80, 140)
+"""Offsets of data, data_end and data_meta in the contexts."""
+_METADATA = "a link leaves metadata, which the reference cannot hand to the next original"
+_FRAGMENTS = "a link resizes a frame near or above a page, which moves its room and fragments"
+_LINEAR = 3000
+"""Bytes of a frame up to which growing and shrinking depends on nothing but the frame."""
 
 
 @dataclass(slots=True)
@@ -59,9 +64,8 @@ class ComposedRuns:
     """How many links ran."""
     failed: dict[int, tuple[int, RunFault]] = field(default_factory=dict)
     """Packet -> the link (place) that faulted, and its fault."""
-    left_out: set[int] = field(default_factory=set)
-    """Packets that cannot be composed."""
-    notes: dict[str, None] = field(default_factory=dict)
+    left_out: dict[int, str] = field(default_factory=dict)
+    """Packets that cannot be composed, and why."""
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -90,6 +94,23 @@ class ChainCompared(NamedTuple):
     runs: Runs
 
 
+class _Unpointed:
+    """Runs whose contexts hold no addresses."""
+
+    def __init__(self, runs: Seen, pointers: Sequence[int]) -> None:
+        self._runs, self._pointers = runs, pointers
+        self.ended = runs.ended
+        self.packet, self.metadata, self.events = runs.packet, runs.metadata, runs.events
+
+    def context(self, index: int, /) -> bytes:
+        """With zeros for data, data_end and data_meta."""
+        found = bytearray(self._runs.context(index))
+        for at in self._pointers:
+            if at + 4 <= len(found):
+                found[at : at + 4] = bytes(4)
+        return bytes(found)
+
+
 class Worlds:
     """Both sides in one scenario. Raises LoadError (an original), PatchedLoadError."""
 
@@ -111,6 +132,10 @@ class Worlds:
             self.close()
             raise
         self._own = own
+        kind = context_kind(self.hook)
+        self._pointers = (
+            _XDP_POINTERS if kind == "xdp" else _SKB_POINTERS if kind != "plain" else ()
+        )
         first = self._intents[0]
         chains = (first.slots_map, first.saved_map)
         self._maps = [
@@ -130,6 +155,7 @@ class Worlds:
         asking = [bool(answered_helpers(code)) for code in self.codes()]
         self.answers_in_order = any(asking)
         self._one_by_one = bool(world.share) or sum(asking) > 1
+        self._asking = any(asking)
 
     def _open_chain(self) -> Session:
         first = self._intents[0]
@@ -196,18 +222,21 @@ class Worlds:
                 return
             batch = inputs.select(active)
             if place:
-                batch = batch.changed(
-                    [inputs.packets[n][:L2_BYTES] * l3 + result.packets[n] for n in active],
-                    [result.contexts[n] for n in active],
-                )
+                frames = [inputs.packets[n][:L2_BYTES] * l3 + result.packets[n] for n in active]
+                contexts = [result.contexts[n] for n in active]
+                if self._asking:  # random numbers are those of the packet's place in the whole
+                    batch = batch.changed(frames, contexts)
+                else:
+                    batch = Inputs(frames, contexts, batch.times, batch.origin)
             runs = self._originals.run(self._own[place], batch, fill=fill)
             going = []
             for position, n in enumerate(active):
                 result.reached[n] = place + 1
                 result.ended[n] = runs.ended[position]
                 if runs.ended[position] == NOT_TAKEN:
-                    result.left_out.add(n)
+                    result.left_out[n] = runs.not_taken[position]
                     continue
+                before = len(result.packets[n])
                 result.packets[n] = runs.packet(position)
                 result.metadatas[n] = runs.metadata(position)
                 result.contexts[n] = runs.context(position)
@@ -221,12 +250,21 @@ class Worlds:
                 result.codes[n] = low32(own) if not on or then is None else then
                 if not on:
                     continue
-                if result.metadatas[n] and place + 1 < len(self._intents):
-                    result.left_out.add(n)
-                    result.notes[_METADATA] = None
-                    continue
-                going.append(n)
+                reason = self._why_not_carried(result, n, before)
+                if reason and place + 1 < len(self._intents):
+                    result.left_out[n] = reason
+                else:
+                    going.append(n)
             active = going
+
+    def _why_not_carried(self, result: ComposedRuns, number: int, before: int) -> str:
+        """Why the next original cannot be given the packet as this one left it; "" if it can."""
+        if result.metadatas[number]:
+            return _METADATA
+        size = len(result.packets[number])
+        if size != before and max(size, before) > _LINEAR:
+            return _FRAGMENTS
+        return ""
 
     def compare(self, inputs: Inputs, right: ComposedRuns, fill: int) -> ChainCompared:
         """Run the chain and compare it with the last reference run on the same inputs."""
@@ -252,11 +290,12 @@ class Worlds:
                         describe(intent, runs.ended[n], runs.codes[n], fault), fault,
                     ), runs,
                 )  # fmt: skip
-            found = show_difference(right, runs, n)
+            # the frame may begin elsewhere: the reference starts each link with a fresh headroom
+            found = show_difference(
+                _Unpointed(right, self._pointers), _Unpointed(runs, self._pointers), n
+            )
             if found is not None:
                 return ChainCompared(found, runs)
-        if right.left_out:
-            return ChainCompared(None, runs)  # their maps' contents cannot be told apart
         return ChainCompared(self._map_difference(len(inputs)), runs)
 
     def _map_difference(self, count: int) -> Difference | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpfchain.transform.codes import CodeSet
@@ -73,12 +74,14 @@ def check_dynamic(
     progress: Progress | None = None,
     stop_early: bool = True,
     instruction_limit: int = 1_000_000,
+    save_to: Path | None = None,
 ) -> DynamicResult:
     """Run the original and the patched program on the recordings and compare all they do.
 
     ``residue``: what the static checker found to be read before it is written; it names a verdict
     that depends on the fill. ``allow_residue`` records such a verdict instead of refusing it.
-    ``stop_early``: one difference is enough. Raises InconclusiveError where the engine cannot run
+    ``stop_early``: one difference is enough. ``save_to``: where a counterexample is written
+    (pcapng, with a scenario file beside it). Raises InconclusiveError where the engine cannot run
     such programs at all, UsageError for a scenario that does not fit, HostError.
     """
     chosen = engine_named(engine)
@@ -88,7 +91,7 @@ def check_dynamic(
     check = _Check(
         engine=chosen, original=original, patched=patched, intent=intent,
         fills=fills if chosen.fills else fills[:1], residue=tuple(residue),
-        allow_residue=allow_residue, stop_early=stop_early, progress=progress,
+        allow_residue=allow_residue, stop_early=stop_early, progress=progress, save_to=save_to,
         world=Setup(
             objects=(), hook=intent.hook, programs=(), btf=btf, seed=seed,
             instruction_limit=instruction_limit,
@@ -128,6 +131,7 @@ class _Check:
     stop_early: bool
     progress: Progress | None
     world: Setup
+    save_to: Path | None
     corpora: list[CorpusUse] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unmodelled: dict[str, None] = field(default_factory=dict)
@@ -227,11 +231,17 @@ class _Check:
     def _runs(self, recording: Recording, pair: Pair, inputs: Inputs) -> Mapping[str, int]:
         """All fills and cases; the reasons for which the engine did not take packets."""
         first: Runs | None = None
+        probe = pair.run_original(inputs.select([0]), self.fills[0])
+        if any(fault.kind == "limit" for fault in probe.faults.values()):
+            self._count(recording, pair, inputs.select([0]), probe)
+            return {}  # all packets and fills would take hours
         for number, fill in enumerate(self.fills):
             original = pair.run_original(inputs, fill, number, coverage=number == 0)
             if first is None:
                 first = original
                 self._count(recording, pair, inputs, original)
+                if any(fault.kind == "limit" for fault in original.faults.values()):
+                    break
             else:
                 self._residue(recording, pair, inputs, first, original, number)
             for case in cases_of(self.intent):
@@ -375,12 +385,18 @@ class _Check:
         self.differing.add(found.dimension)
         if self.counterexample is not None:
             return
-        example = counterexample_of(pair, inputs, how, found, recording)
+        example = counterexample_of(pair, inputs, how, found, recording, self.save_to)
         self.counterexample = example
         where = f"packet {example.packet} of {example.corpus}"
         message = f"{where}: {example.got}, was {example.expected} ({how.case}"
         message += f", after {len(example.before)} other packets)" if example.before else ")"
-        self._find(example.dimension, Outcome.NOT_EQUAL, message, place=example.first_difference)
+        self._find(
+            example.dimension,
+            Outcome.NOT_EQUAL,
+            message,
+            place=example.first_difference,
+            hint=None if example.saved_as is None else f"saved as {example.saved_as}",
+        )
 
     # the result
 

@@ -17,7 +17,6 @@ from bpfchain.verify.static.intent import Intent
 
 from .divergence import first_divergence
 from .engines.protocol import (
-    FAULTED,
     NO_MARKER,
     Coverage,
     Engine,
@@ -319,24 +318,27 @@ def show_difference(a: Seen, b: Seen, position: int) -> Difference | None:
     dimension = differing_dimension(a, b, position)
     if not dimension:
         return None
-    shown = (_show(one, dimension, position) for one in (a, b))
-    return Difference(position, dimension, *_around(*shown))
+    if dimension in ("events", "order"):
+        return Difference(position, dimension, *_events(a.events(position), b.events(position)))
+    look = {"packet": (a.packet, b.packet), "metadata": (a.metadata, b.metadata)}
+    ours, theirs = look.get(dimension, (a.context, b.context))
+    told = _around(ours(position).hex(), theirs(position).hex())
+    return Difference(position, dimension, told[0], f"{dimension} {told[1]}")
 
 
-def _show(runs: Seen, dimension: str, position: int) -> str:
-    if dimension == "packet":
-        return runs.packet(position).hex()
-    if dimension == "metadata":
-        return runs.metadata(position).hex()
-    if dimension == "context":
-        return runs.context(position).hex()
-    if runs.ended[position] == FAULTED:
-        return "a fault"
+def _events(ours: Sequence[Event], theirs: Sequence[Event]) -> tuple[str, str]:
+    """The first helper effect that differs, on both sides."""
+    at = next(
+        (n for n, (x, y) in enumerate(zip(ours, theirs, strict=False)) if x != y),
+        min(len(ours), len(theirs)),
+    )
+    pair = [side[at] if at < len(side) else None for side in (ours, theirs)]
+    payloads = _around(*("" if event is None else event[2].hex() for event in pair))
     told = [
-        f"{kind} {label}{' ' if label else ''}{data[:32].hex()}"
-        for kind, label, data in runs.events(position)
+        "nothing" if event is None else " ".join(filter(None, (event[0], event[1], payload)))
+        for event, payload in zip(pair, payloads, strict=True)
     ]
-    return "; ".join(told) or "nothing"
+    return told[0], f"effect {at}: {told[1]}"
 
 
 def _around(a: str, b: str) -> tuple[str, str]:

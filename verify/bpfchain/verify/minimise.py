@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from bpfchain.transform.policy import Hook
@@ -17,6 +18,7 @@ from .engines.protocol import Inputs
 from .expected import Case
 from .isolated import Difference
 from .packet_rules import admissible
+from .regression import recording_of, save_recording
 from .result import Counterexample, Place
 
 if TYPE_CHECKING:
@@ -53,9 +55,17 @@ class Subject(Protocol):
 
 
 def counterexample_of(
-    subject: Subject, inputs: Inputs, how: Failure, found: Difference, recording: Recording
+    subject: Subject,
+    inputs: Inputs,
+    how: Failure,
+    found: Difference,
+    recording: Recording,
+    save_to: Path | None = None,
 ) -> Counterexample:
-    """The smallest run that shows the difference ``found`` on ``inputs``, or one much like it."""
+    """The smallest run that shows the difference ``found`` on ``inputs``, or one much like it.
+
+    ``save_to``: the pcapng file to write it to, its scenario beside it. Raises HostError.
+    """
     search = _Search(subject, how, found.dimension)
     found = search.locate(inputs, found)
     packet = inputs.origin[found.position]
@@ -64,6 +74,10 @@ def counterexample_of(
         small = search.smaller(small)
     final = subject.differs(small, *how) or found
     last = len(small) - 1
+    if save_to is not None:
+        description = f"{final.dimension}: {final.got}, was {final.expected} ({how.case})"
+        kept = recording_of(small, recording, subject.hook, description)
+        save_recording(kept, save_to)
     return Counterexample(
         packet=packet,
         corpus=recording.name,
@@ -76,6 +90,7 @@ def counterexample_of(
         first_difference=subject.divergence(small, *how, final),
         after=subject.after(small, *how),
         maps=_map_entries(recording),
+        saved_as=None if save_to is None else str(save_to),
     )
 
 

@@ -50,6 +50,8 @@ class Options:
     seed: int = 0
     run_anyway: bool = False
     """Run also what the static checker has refuted already (``verify`` shows both)."""
+    details: bool = False
+    """Also what only reports show: source lines of the coverage, maps, helpers."""
 
 
 def prove_static(subject: Subject, options: Options) -> tuple[Intent, StaticResult]:
@@ -75,7 +77,7 @@ def prove_link(subject: Subject, options: Options, progress: Progress | None = N
     else:
         dynamic = _run(subject, intent, static, options, progress)
     hook = intent.hook
-    return LinkResult(
+    result = LinkResult(
         index=intent.index,
         program=intent.program,
         hook=hook.name,
@@ -90,6 +92,13 @@ def prove_link(subject: Subject, options: Options, progress: Progress | None = N
         static=static,
         dynamic=dynamic,
     )
+    if result.static.findings or result.dynamic.findings or options.details:
+        from .details import with_details, with_lines
+
+        result = with_lines(result, subject.original, subject.patched)
+        if options.details:
+            result = with_details(result, subject.original)
+    return result
 
 
 def _run(
@@ -160,6 +169,8 @@ def merged(results: Sequence[DynamicResult]) -> DynamicResult:
                 dict.fromkeys((*first.nondeterministic, *other.nondeterministic))
             ),
             codes=first.codes or other.codes,
+            protocols=first.protocols or other.protocols,
+            executed=first.executed or other.executed,
             coverage=first.coverage or other.coverage,
             counterexample=first.counterexample or other.counterexample,
             dimensions=_dimensions(first.dimensions, other.dimensions),
@@ -168,10 +179,14 @@ def merged(results: Sequence[DynamicResult]) -> DynamicResult:
 
 
 def _dimensions(first: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
-    """A dimension is compared if one engine compared it."""
+    """A dimension is compared if one engine compared it, and differs if it differs in one."""
     found = dict(other)
     for name, what in first.items():
-        if found.get(name) != "equal":
+        known = found.get(name)
+        if known is None or _weight(what) > _weight(known):
             found[name] = what
     return found
 
+
+def _weight(what: str) -> int:
+    return 2 if what.startswith("not equal") else what == "equal"

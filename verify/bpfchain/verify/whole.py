@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpfchain.emulator.link import link_object
-from bpfchain.transform.errors import RefusedError
+from bpfchain.transform.errors import InconclusiveError, RefusedError
 from bpfchain.transform.manifest import Share
 from bpfchain.verify.static.intent import Intent
 
@@ -82,33 +83,29 @@ def check_chain(
     seed: int = 0,
     progress: Progress | None = None,
     instruction_limit: int = 1_000_000,
+    save_to: Path | None = None,
 ) -> ChainResult:
     """Run the chain and the composed reference on the recordings and compare all they do.
 
     Raises RefusedError for a chain that is not whole: gaps, links of several hooks, slots that are
     reachable and not filled, more tail calls than the kernel follows, or an unknown number of them.
-    InconclusiveError where the engine cannot run such programs at all.
+    A native engine that is not built makes the result UNMODELLED, with the reason.
     """
     ordered = sorted(links, key=lambda link: link.intent.index)
     _check_whole(ordered)
-    budget = _budget(ordered)
+    _check_budget(ordered)
     chosen = engine_named(engine)
     hook = ordered[0].intent.hook
     reason = chosen.refuses(hook)
     if reason is not None:
-        dynamic = DynamicResult(
-            outcome=Outcome.UNMODELLED, engines=(chosen.name,), unmodelled=(reason,),
-            findings=(Finding(rule="not-run", outcome=Outcome.UNMODELLED,
-                              message=f"not run: {reason}"),),
-            dimensions={"verdict": f"not run: {reason}"},
-        )  # fmt: skip
-        return ChainResult(name=name, dynamic=dynamic, tail_calls=budget)
+        return _not_run(name, chosen.name, recordings, f"not run: {reason}", None)
     places = {link.intent.index: place for place, link in enumerate(ordered)}
     check = _ChainCheck(
         links=ordered,
         recordings=recordings,
         fills=fills if chosen.fills else fills[:1],
         progress=progress,
+        save_to=save_to,
         world=Setup(
             objects=(), hook=hook, programs=(), btf=btf, seed=seed,
             share={(places[index], map): one for (index, map), one in (share or {}).items()},
@@ -119,8 +116,42 @@ def check_chain(
         check.open = lambda world: stack.enter_context(
             Worlds(chosen, [(o.original, o.patched, o.intent) for o in ordered], world)
         )
-        check.run()
+        try:
+            check.run()
+        except InconclusiveError as error:
+            return _not_run(name, chosen.name, recordings, error.message, error.hint)
     return check.result(name, chosen.name, chosen.fills, chosen.blind(hook))
+
+
+def _not_run(
+    name: str, engine: str, recordings: Sequence[Recording], reason: str, hint: str | None
+) -> ChainResult:
+    found = Finding(rule="engine", outcome=Outcome.UNMODELLED, message=reason, hint=hint)
+    dynamic = DynamicResult(
+        outcome=Outcome.UNMODELLED,
+        engines=(engine,),
+        corpora=tuple(CorpusUse(name=r.name, sha256=r.sha256, packets=0) for r in recordings),
+        unmodelled=(reason,),
+        findings=(found,),
+        dimensions={"verdict": reason},
+    )
+    return ChainResult(name=name, dynamic=dynamic)
+
+
+def _composable(worlds: Worlds, inputs: Inputs, fill: int) -> tuple[Inputs, Counter[str]]:
+    """Without the packets that the reference cannot hand from link to link; why, and how many."""
+    skipped: Counter[str] = Counter()
+    while len(inputs):
+        left_out = worlds.reference(inputs, fill).left_out
+        if not left_out:
+            break
+        skipped.update(left_out.values())
+        inputs = inputs.select([n for n in range(len(inputs)) if n not in left_out])
+    return inputs, skipped
+
+
+def _unopened(_: Setup) -> Worlds:
+    raise ValueError("no engine")
 
 
 def _check_whole(links: Sequence[ChainLink]) -> None:
@@ -156,12 +187,12 @@ def _check_whole(links: Sequence[ChainLink]) -> None:
             reaching.setdefault(code, link)
 
 
-def _budget(links: Sequence[ChainLink]) -> int:
+def _check_budget(links: Sequence[ChainLink]) -> None:
     attempts = sum(not link.intent.ends for link in links)
     own = sum(
         own_attempts(link_object(link.original), link.intent.program, link.what) for link in links
     )
-    return check_budget(attempts, own, "the chain")
+    check_budget(attempts, own, "the chain")
 
 
 class _ChainCheck:
@@ -169,11 +200,12 @@ class _ChainCheck:
 
     def __init__(
         self, *, links: Sequence[ChainLink], recordings: Sequence[Recording],
-        fills: tuple[int, ...], progress: Progress | None, world: Setup,
+        fills: tuple[int, ...], progress: Progress | None, world: Setup, save_to: Path | None,
     ) -> None:  # fmt: skip
         self.links, self.recordings = links, recordings
         self.fills, self.progress, self.world = fills, progress, world
-        self.open: Callable[[Setup], Worlds] = lambda _: (_ for _ in ()).throw(ValueError)
+        self.save_to = save_to
+        self.open: Callable[[Setup], Worlds] = _unopened
         self.corpora: list[CorpusUse] = []
         self.findings: list[Finding] = []
         self.unmodelled: dict[str, None] = {}
@@ -220,7 +252,10 @@ class _ChainCheck:
             self._find("memory", Outcome.INCONCLUSIVE,
                        f"the maps are too large for the engine: {error}")  # fmt: skip
         else:
-            self._runs(recording, worlds, inputs)
+            inputs, more = _composable(worlds, inputs, self.fills[0])
+            skipped |= more
+            if len(inputs):
+                self._runs(recording, worlds, inputs)
         return tuple(skipped.items())
 
     def _worlds_for(self, recording: Recording) -> Worlds:
@@ -253,7 +288,9 @@ class _ChainCheck:
                 self.differing.discard(found.dimension)
                 self.notes[found.dimension] = f"depends on the order of answers ({who})"
                 return
-            example = counterexample_of(worlds, inputs, Failure(fill, _ALONE), found, recording)
+            example = counterexample_of(
+                worlds, inputs, Failure(fill, _ALONE), found, recording, self.save_to
+            )
             self.counterexample = example
             after = f" (after {len(example.before)} other packets)" if example.before else ""
             self._find(example.dimension, Outcome.NOT_EQUAL,
@@ -288,9 +325,6 @@ class _ChainCheck:
             elif fault.what not in self.unmodelled:
                 self.unmodelled[fault.what] = None
                 self._find("unmodelled", Outcome.UNMODELLED, f"{where}: {fault}")
-        for note in right.notes:
-            self.unmodelled[note] = None
-            self._find("unmodelled", Outcome.UNMODELLED, note)
         self.notes |= worlds.notes
 
     def _find(self, rule: str, outcome: Outcome, message: str, **more: object) -> None:

@@ -30,11 +30,6 @@ pub fn writable<'a>(env: &mut Env, address: u64, len: usize) -> Checked<&'a mut 
     Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr(), len) })
 }
 
-/// A copy of what the program may read.
-pub fn copied(env: &Env, address: u64, len: usize) -> Checked<Vec<u8>> {
-    readable(env, address, len).map(<[u8]>::to_vec)
-}
-
 /// A size argument as the helpers take it: u32. Larger ones are no memory anyway.
 pub fn size(argument: u64) -> usize {
     argument as u32 as usize

@@ -48,17 +48,16 @@ pub fn partial(data: &[u8], seed: u32) -> u32 {
     sum as u32
 }
 
-/// `bpf_csum_diff` of two blocks whose sizes are multiples of four. Since Linux 6.13 the result is
-/// folded to 16 bits on all architectures; before, x86 gave 32 bits of the same sum.
+/// `bpf_csum_diff` of two blocks. Since Linux 6.13 the result is folded to 16 bits on all
+/// architectures, and sizes need not be multiples of four; before, x86 gave 32 bits of the same sum.
 pub fn diff(from: &[u8], to: &[u8], seed: u32) -> u32 {
-    match (from.is_empty(), to.is_empty()) {
+    let sum = match (from.is_empty(), to.is_empty()) {
         (true, true) => seed,
-        (true, false) => u32::from(from32to16(partial(to, seed))),
-        (false, true) => u32::from(from32to16(!partial(from, !seed))),
-        (false, false) => {
-            u32::from(from32to16(sub(partial(to, seed), partial(from, 0))))
-        }
-    }
+        (true, false) => partial(to, seed),
+        (false, true) => !partial(from, !seed),
+        (false, false) => sub(partial(to, seed), partial(from, 0)),
+    };
+    u32::from(from32to16(sum))
 }
 
 /// `csum_replace_by_diff`: what the field becomes.

@@ -7,7 +7,7 @@ use crate::env::{Env, HelperResult};
 use crate::maps::errno::{E2BIG, EINVAL};
 
 /// Most iterations of `bpf_loop`.
-const BPF_MAX_LOOPS: u32 = 8 << 20;
+const BPF_MAX_LOOPS: u64 = 8 << 20;
 
 /// All clocks are one: the packet's time, and a step more at every question.
 #[inline]
@@ -52,19 +52,21 @@ pub fn spin_lock(env: &mut Env, a: [u64; 5]) -> HelperResult {
     writable(env, a[0], 4).map(|_| 0)
 }
 
-/// `bpf_loop(count, callback, ctx, flags)`: the callback gets index and ctx, and ends it by 1.
+/// `bpf_loop(count, callback, ctx, flags)`: the callback gets index and ctx, and ends it by 1. The
+/// kernel puts the loop into the program's code where flags are 0: then the count is not cut to 32
+/// bits, and the error is 32 bits long.
 pub fn repeat(env: &mut Env, a: [u64; 5]) -> HelperResult {
-    let count = a[0] as u32;
+    let count = a[0];
     if a[3] != 0 {
         return Ok(error(EINVAL));
     }
     if count > BPF_MAX_LOOPS {
-        return Ok(error(E2BIG));
+        return Ok(error(E2BIG) & 0xFFFF_FFFF);
     }
-    for index in 0..u64::from(count) {
+    for index in 0..count {
         if env.call_function(a[1], [index, a[2], 0, 0, 0], a[4])? != 0 {
             return Ok(index + 1);
         }
     }
-    Ok(u64::from(count))
+    Ok(count)
 }

@@ -49,6 +49,8 @@ pub struct PacketState {
     csum_level: Option<u8>,
     /// `skb->encapsulation`.
     encapsulated: bool,
+    /// `skb->transport_header`, once a helper set it.
+    transport: Option<u64>,
 }
 
 impl PacketState {
@@ -89,8 +91,8 @@ pub fn call(env: &mut Env, id: u32, a: [u64; 5]) -> HelperResult {
         6 => print::printk(env, a),
         177 => print::vprintk(env, a),
         165 => print::snprintf(env, a),
-        4 | 112 | 113 => probe::read(env, a),
-        45 | 114 | 115 => probe::read_str(env, a),
+        4 | 112 | 113 => probe::read(env, a, id == 113),
+        45 | 114 | 115 => probe::read_str(env, a, id == 115),
         25 => records::perf_output(env, a),
         130 => records::ringbuf_output(env, a),
         131 => records::reserve(env, a),

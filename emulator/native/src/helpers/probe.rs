@@ -1,9 +1,9 @@
 //! Reading memory by address: the program's own, and what a recording gives (`World.add_memory`).
-//! Anything else is not mapped: EFAULT, and zeros, as in the kernel.
+//! Anything else is not mapped: an error, and zeros, as in the kernel.
 
 use super::args::{error, size, writable};
 use crate::env::{Context, Env, HelperResult};
-use crate::maps::errno::EFAULT;
+use crate::maps::errno::{EFAULT, ERANGE};
 use crate::space;
 
 /// `len` bytes at any address, if they are modelled.
@@ -41,8 +41,15 @@ pub fn fetch_string(env: &Env, address: u64, most: usize) -> Option<Vec<u8>> {
     Some(text)
 }
 
-/// `bpf_probe_read*(dst, size, src)`.
-pub fn read(env: &mut Env, a: [u64; 5]) -> HelperResult {
+/// The error for an address where nothing is. The kinds for kernel memory do not even try addresses
+/// of user space or non-canonical ones (copy_from_kernel_nofault_allowed on x86-64).
+fn nothing(address: u64, kernel: bool) -> u64 {
+    const KERNEL: u64 = 0xFFFF_8000_0000_0000;
+    error(if kernel && address < KERNEL { ERANGE } else { EFAULT })
+}
+
+/// `bpf_probe_read*(dst, size, src)`; `kernel`: the kind that reads kernel memory only.
+pub fn read(env: &mut Env, a: [u64; 5], kernel: bool) -> HelperResult {
     let out = writable(env, a[0], size(a[1]))?;
     match fetch(env, a[2], out.len()) {
         Some(bytes) => {
@@ -53,13 +60,13 @@ pub fn read(env: &mut Env, a: [u64; 5]) -> HelperResult {
         }
         None => {
             out.fill(0);
-            Ok(error(EFAULT))
+            Ok(nothing(a[2], kernel))
         }
     }
 }
 
 /// `bpf_probe_read*_str(dst, size, src)`: the length with the zero byte, cut to the size.
-pub fn read_str(env: &mut Env, a: [u64; 5]) -> HelperResult {
+pub fn read_str(env: &mut Env, a: [u64; 5], kernel: bool) -> HelperResult {
     let out = writable(env, a[0], size(a[1]))?;
     let Some(room) = out.len().checked_sub(1) else { return Ok(0) };
     match fetch_string(env, a[2], room) {
@@ -70,7 +77,7 @@ pub fn read_str(env: &mut Env, a: [u64; 5]) -> HelperResult {
         }
         None => {
             out.fill(0);
-            Ok(error(EFAULT))
+            Ok(nothing(a[2], kernel))
         }
     }
 }

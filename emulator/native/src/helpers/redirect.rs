@@ -6,7 +6,6 @@ use super::unmodelled;
 use crate::env::{Context, Env, HelperResult};
 use crate::fault::Fault;
 use crate::maps::errno::EINVAL;
-use crate::maps::program::Target;
 
 const XDP_ABORTED: u64 = 0;
 const XDP_REDIRECT: u64 = 4;
@@ -62,10 +61,10 @@ pub fn by_map(env: &mut Env, a: [u64; 5]) -> HelperResult {
     let map = map(env, a[0])?;
     let extra = if env.maps.is_devmap(map) { BPF_F_BROADCAST | BPF_F_EXCLUDE_INGRESS } else { 0 };
     // The kernel takes the key as u32 for the lookup.
-    let found = env.maps.target(map, a[1] & 0xFFFF_FFFF).map_err(|_| unmodelled(env, 51, a))?;
+    let found = env.maps.has_target(map, a[1] as u32).map_err(|_| unmodelled(env, 51, a))?;
     let result = if a[2] & !(3 | extra) != 0 {
         XDP_ABORTED
-    } else if matches!(found, Target::Missing) && a[2] & BPF_F_BROADCAST == 0 {
+    } else if !found && a[2] & BPF_F_BROADCAST == 0 {
         a[2] & 3
     } else {
         XDP_REDIRECT

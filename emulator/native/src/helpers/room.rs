@@ -47,7 +47,7 @@ fn push(env: &mut Env, offset: u64, len: u64) -> bool {
     buffer.copy_within(start + size..start + size + offset, start);
     buffer[start + offset..start + offset + size].fill(0);
     env.packet.mac -= len;
-    env.packet.network -= len;
+    move_network(env, env.packet.network - len);
     true
 }
 
@@ -62,9 +62,17 @@ fn pop(env: &mut Env, offset: u64, len: u64) -> bool {
     packet.data += len;
     packet.data_meta = packet.data;
     packet.mac += len;
-    packet.network += len;
     env.set_packet(packet);
+    move_network(env, packet.network + len);
     true
+}
+
+/// The transport header moves along where it is the same.
+fn move_network(env: &mut Env, network: u64) {
+    if env.scratch.transport == Some(env.packet.network) {
+        env.scratch.transport = Some(network);
+    }
+    env.packet.network = network;
 }
 
 /// `bpf_skb_change_proto(skb, proto, flags)`: from IPv4 to IPv6 and back, headers' sizes only.
@@ -164,6 +172,10 @@ fn widen(env: &mut Env, offset: u64, len: u64, flags: u64) -> Option<i64> {
     if encap != 0 {
         env.scratch.encapsulated = true;
         env.packet.network = env.packet.data + mac_len;
+        if flags & (ENCAP_L4_GRE | ENCAP_L4_UDP) != 0 {
+            let header = if encap == ENCAP_L3_IPV6 { 40 } else { 20 };
+            env.scratch.transport = Some(env.packet.network + header);
+        }
         match (protocol(), encap) {
             (ETH_P_IP, ENCAP_L3_IPV6) => set_protocol(ETH_P_IPV6),
             (ETH_P_IPV6, ENCAP_L3_IPV4) => set_protocol(ETH_P_IP),

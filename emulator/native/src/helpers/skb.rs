@@ -5,7 +5,7 @@
 use super::args::{error, readable, size, skb, writable};
 use super::recorded::given;
 use crate::context::{get, put, skb as field};
-use crate::env::{Env, HelperResult, Packet};
+use crate::env::{Env, HelperResult};
 use crate::maps::errno::{EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, ENOTSUPP};
 use crate::space::PACKET;
 
@@ -15,11 +15,6 @@ const BPF_F_INVALIDATE_HASH: u64 = 2;
 pub const SKB_MAX: u64 = 16384 - 320;
 pub const ETH_P_IP: u16 = 0x0800;
 pub const ETH_P_IPV6: u16 = 0x86DD;
-
-/// Offset of the network header from `data`; negative where `data` is behind it.
-pub fn network_offset(packet: &Packet) -> i64 {
-    packet.network as i64 - packet.data as i64
-}
 
 /// `skb->protocol`, as a number.
 pub fn protocol() -> u16 {
@@ -103,7 +98,9 @@ pub fn change_tail(env: &mut Env, a: [u64; 5]) -> HelperResult {
     skb(env, a[0], "bpf_skb_change_tail")?;
     let mut packet = env.packet;
     let len = u64::from(a[1] as u32);
-    let least = network_offset(&packet).max(0) as u64;
+    let behind = |header: u64| header.checked_sub(packet.data).filter(|offset| *offset > 0);
+    let transport = env.scratch.transport.and_then(behind);
+    let least = transport.or(behind(packet.network)).unwrap_or(0);
     if a[2] != 0 || len > SKB_MAX || len < least {
         return Ok(error(EINVAL));
     }
@@ -266,7 +263,7 @@ pub fn set_tstamp(env: &mut Env, a: [u64; 5]) -> HelperResult {
         return Ok(error(EOPNOTSUPP));
     }
     match (a[2] as u32, a[1]) {
-        (0, 0) | (1..=2, 1..) => {}
+        (0, _) | (1..=2, 1..) => {}
         _ => return Ok(error(EINVAL)),
     }
     put(field::TSTAMP, a[1] as u32);

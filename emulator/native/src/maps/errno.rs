@@ -7,12 +7,10 @@ pub const EAGAIN: i64 = 11;
 pub const ENOMEM: i64 = 12;
 pub const EACCES: i64 = 13;
 pub const EFAULT: i64 = 14;
-pub const EBUSY: i64 = 16;
 pub const EEXIST: i64 = 17;
 pub const EINVAL: i64 = 22;
 pub const ENOSPC: i64 = 28;
 pub const ERANGE: i64 = 34;
-pub const EPROTO: i64 = 71;
 pub const EOPNOTSUPP: i64 = 95;
 pub const EALREADY: i64 = 114;
 /// Kernel-internal, and yet what several helpers return.

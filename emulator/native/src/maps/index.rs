@@ -28,7 +28,7 @@ impl KeyIndex {
         loop {
             match self.table[place] {
                 EMPTY => return None,
-                slot if self.key(slot - 1) == key => return Some(slot - 1),
+                slot if same(self.key(slot - 1), key) => return Some(slot - 1),
                 _ => place = (place + 1) & mask,
             }
         }
@@ -54,7 +54,7 @@ impl KeyIndex {
         let slot = loop {
             match self.table[hole] {
                 EMPTY => return None,
-                slot if self.key(slot - 1) == key => break slot - 1,
+                slot if same(self.key(slot - 1), key) => break slot - 1,
                 _ => hole = (hole + 1) & mask,
             }
         };
@@ -109,21 +109,54 @@ impl KeyIndex {
 }
 
 /// A multiply-and-rotate hash over words of eight bytes, its high bits mixed down.
+#[inline]
 fn hash(key: &[u8]) -> u64 {
     const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
     let mut state = key.len() as u64;
     let mut words = key.chunks_exact(8);
-    for word in &mut words {
-        let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
-        state = (state.rotate_left(5) ^ word).wrapping_mul(FACTOR);
+    for bytes in &mut words {
+        state = (state.rotate_left(5) ^ word(bytes)).wrapping_mul(FACTOR);
     }
     let rest = words.remainder();
     if !rest.is_empty() {
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        state = (state.rotate_left(5) ^ u64::from_le_bytes(last)).wrapping_mul(FACTOR);
+        state = (state.rotate_left(5) ^ part(rest)).wrapping_mul(FACTOR);
     }
     state ^ (state >> 32)
+}
+
+/// Whether keys of one length are equal. Keys were just written, mostly, to the end of a page: what
+/// memcmp does with vector registers is ten times slower there.
+#[inline]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let (mut left, mut right) = (a.chunks_exact(8), b.chunks_exact(8));
+    for (a, b) in (&mut left).zip(&mut right) {
+        if word(a) != word(b) {
+            return false;
+        }
+    }
+    part(left.remainder()) == part(right.remainder())
+}
+
+#[inline]
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+}
+
+/// Fewer than eight bytes as a number that differs for different bytes (of one length).
+#[inline]
+fn part(bytes: &[u8]) -> u64 {
+    let half = |at: usize| {
+        u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")))
+    };
+    match bytes.len() {
+        0 => 0,
+        4 => half(0),
+        len @ 5.. => half(0) | half(len - 4) << 32,
+        len => {
+            let byte = |at: usize| u64::from(bytes[at]);
+            byte(0) | byte(len / 2) << 8 | byte(len - 1) << 16
+        }
+    }
 }
 
 #[cfg(test)]

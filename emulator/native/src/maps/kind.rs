@@ -165,56 +165,34 @@ pub fn refused(spec: &super::MapSpec) -> Option<String> {
     if entries == 0 && !matches!(kind, Kind::PerfEventArray | Kind::Other(_)) {
         return wrong("with max_entries 0".to_string());
     }
-    match kind {
-        Kind::ProgArray | Kind::PerfEventArray | Kind::ArrayOfMaps | Kind::HashOfMaps => {
-            if value != 4 {
-                return wrong(format!("with a value size of {value} bytes, not 4"));
-            }
-        }
-        Kind::Devmap | Kind::DevmapHash | Kind::Cpumap => {
-            if value != 4 && value != 8 {
-                return wrong(format!("with a value size of {value} bytes, not 4 or 8"));
-            }
-            if key != 4 {
-                return wrong(format!("with a key size of {key} bytes, not 4"));
-            }
-        }
-        Kind::Xskmap => {
-            if value != 4 {
-                return wrong(format!("with a value size of {value} bytes, not 4"));
-            }
-        }
-        Kind::LpmTrie => {
-            if !(5..=260).contains(&key) {
-                return wrong(format!("with a key size of {key} bytes, not 5 to 260"));
-            }
-            if spec.flags & BPF_F_NO_PREALLOC == 0 {
-                return wrong("without BPF_F_NO_PREALLOC".to_string());
-            }
-        }
-        Kind::Queue | Kind::Stack => {
-            if key != 0 {
-                return wrong(format!("with a key size of {key} bytes, not 0"));
-            }
-        }
-        Kind::Ringbuf => {
-            if key != 0 || value != 0 {
-                return wrong("with a key or value size".to_string());
-            }
-            if !entries.is_power_of_two() || entries % 4096 != 0 {
-                return wrong(format!("of {entries} bytes, no power of two of whole pages"));
-            }
-        }
+    let values: &[u32] = match kind {
+        Kind::ProgArray | Kind::PerfEventArray | Kind::ArrayOfMaps | Kind::HashOfMaps => &[4],
+        Kind::Xskmap => &[4],
+        Kind::Devmap | Kind::DevmapHash | Kind::Cpumap => &[4, 8],
+        Kind::Ringbuf => &[0],
         Kind::Other(_) => return None,
-        _ => {}
+        _ => &[],
+    };
+    if !values.is_empty() && !values.contains(&value) {
+        return wrong(format!("with a value size of {value} bytes"));
+    }
+    let keys = match kind {
+        Kind::LpmTrie => 5..=260,
+        Kind::Queue | Kind::Stack | Kind::Ringbuf => 0..=0,
+        Kind::DevmapHash => 4..=4,
+        _ => 1..=u32::MAX,
+    };
+    if !keys.contains(&key) {
+        return wrong(format!("with a key size of {key} bytes"));
+    }
+    if kind == Kind::LpmTrie && spec.flags & BPF_F_NO_PREALLOC == 0 {
+        return wrong("without BPF_F_NO_PREALLOC".to_string());
+    }
+    if kind == Kind::Ringbuf && !(entries.is_power_of_two() && entries % 4096 == 0) {
+        return wrong(format!("of {entries} bytes, no power of two of whole pages"));
     }
     if matches!(kind, Kind::ArrayOfMaps | Kind::HashOfMaps) && spec.inner.is_none() {
         return wrong("without an inner map".to_string());
-    }
-    if matches!(kind, Kind::Hash | Kind::PercpuHash | Kind::LruHash | Kind::LruPercpuHash)
-        && key == 0
-    {
-        return wrong("with a key size of 0 bytes".to_string());
     }
     if kind.lru() && spec.flags & BPF_F_NO_PREALLOC != 0 {
         return wrong("with BPF_F_NO_PREALLOC".to_string());

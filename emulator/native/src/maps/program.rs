@@ -12,11 +12,16 @@ use crate::space::Space;
 
 pub struct Unmodelled;
 
-/// Where a redirect by map goes.
-pub enum Target {
-    /// The index or key has something, as so many bytes.
-    Found([u8; 8]),
-    Missing,
+impl Map {
+    /// The CPU whose value counts: those of other kinds are of all CPUs.
+    #[inline]
+    fn cpu(&self, cpu: usize) -> usize {
+        if self.kind.percpu() {
+            cpu
+        } else {
+            0
+        }
+    }
 }
 
 impl Maps {
@@ -30,6 +35,7 @@ impl Maps {
     pub fn find(&mut self, map: u32, key: &[u8], cpu: usize) -> Result<u64, Unmodelled> {
         let cpus = self.cpus;
         let map = &mut self.maps[map as usize];
+        let cpu = map.cpu(cpu);
         match &mut map.store {
             Store::Array(values) => {
                 let index = number(key);
@@ -69,6 +75,7 @@ impl Maps {
         }
         let cpus = self.cpus;
         let map = &mut self.maps[map as usize];
+        let cpu = map.cpu(cpu);
         match &mut map.store {
             Store::Array(values) => {
                 let index = number(key);
@@ -155,22 +162,13 @@ impl Maps {
         Ok(0)
     }
 
-    /// What `bpf_redirect_map` finds; Err for maps that it does not take.
-    pub fn target(&self, map: u32, key: u64) -> Result<Target, Unmodelled> {
+    /// Whether `bpf_redirect_map` finds something; Err for maps that it does not take.
+    pub fn has_target(&self, map: u32, key: u32) -> Result<bool, Unmodelled> {
         let map = &self.maps[map as usize];
         match &map.store {
-            Store::Targets(targets) => match targets.get(key as usize).copied().flatten() {
-                Some(target) => Ok(Target::Found(target)),
-                None => Ok(Target::Missing),
-            },
+            Store::Targets(targets) => Ok(targets.get(key as usize).is_some_and(Option::is_some)),
             Store::Table(table) if map.kind == Kind::DevmapHash => {
-                let found = table.peek(&(key as u32).to_ne_bytes());
-                Ok(found.map_or(Target::Missing, |slot| {
-                    // The value is not needed: the key tells the target.
-                    let mut target = [0; 8];
-                    target[..4].copy_from_slice(&slot.to_ne_bytes());
-                    Target::Found(target)
-                }))
+                Ok(table.peek(&key.to_ne_bytes()).is_some())
             }
             _ => Err(Unmodelled),
         }
@@ -195,6 +193,7 @@ impl Maps {
     pub fn find_unused(&mut self, map: u32, key: &[u8], cpu: usize) -> Result<u64, Unmodelled> {
         let entry = &self.maps[map as usize];
         if let Store::Table(table) = &entry.store {
+            let cpu = entry.cpu(cpu);
             let cpus = if entry.kind.percpu() { self.cpus } else { 1 };
             return Ok(table.peek(key).map_or(0, |slot| {
                 entry.base + ((slot as usize * cpus + cpu) * entry.stride) as u64
@@ -204,15 +203,17 @@ impl Maps {
     }
 }
 
-/// Errors of an array's update, in the kernel's order.
+/// Errors of an array's update by a program, in the kernel's order.
 pub(super) fn array_error(kind: Kind, index: usize, entries: usize, flags: u64) -> Option<i64> {
-    let known = if kind == Kind::Array { flags & !BPF_F_LOCK } else { flags };
-    if known > BPF_EXIST {
+    if flags & !BPF_F_LOCK > BPF_EXIST {
         Some(-EINVAL)
     } else if index >= entries {
         Some(-E2BIG)
     } else if flags & BPF_NOEXIST != 0 {
         Some(-EEXIST)
+    } else if flags & BPF_F_LOCK != 0 && kind == Kind::PercpuArray {
+        // Per-CPU values hold no locks.
+        Some(-EINVAL)
     } else {
         None
     }

@@ -5,6 +5,9 @@ use super::values::Chunks;
 use super::{Map, Maps, Slot, Store};
 use crate::space::Space;
 
+/// Keys and values, sorted.
+pub type Items = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// All contents at one time. Costs what is in use, not what could be.
 pub struct Saved(Vec<Content>);
 
@@ -70,9 +73,9 @@ impl Maps {
     /// positions (four bytes), 0 is the next one. Maps of maps and prog arrays: the value is the
     /// index of the map or program (a marker's tag). Ring buffers and perf event arrays hold
     /// nothing that stays; kinds that are not modelled are EOPNOTSUPP.
-    pub fn items(&self, space: &Space, map: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>, i32> {
+    pub fn items(&self, space: &Space, map: u32) -> Result<Items, i32> {
         let map = self.get(map).ok_or(ENOENT as i32)?;
-        let mut items: Vec<(Vec<u8>, Vec<u8>)> = match &map.store {
+        let mut items: Items = match &map.store {
             Store::Array(_) => {
                 let places = self.nonzero(space, map);
                 places.map(|at| (key_of(at), self.value_of(space, map, at))).collect()

@@ -42,6 +42,9 @@ impl Maps {
         match &mut map.store {
             Store::Array(values) => {
                 let (index, entries) = (number(key), map.spec.max_entries as usize);
+                if map.kind == Kind::PercpuArray && flags > BPF_EXIST {
+                    return Err(positive(EINVAL));
+                }
                 if let Some(error) = array_error(map.kind, index, entries, flags) {
                     return Err(positive(error));
                 }

@@ -43,6 +43,8 @@ __all__ = ["KernelRuns", "KernelSession"]
 
 _ENOTSUPP = 524
 _LOOPBACK = 1
+_ANY_IPV4 = bytes.fromhex("02000000000202000000000108004500001400000000401100000a0000010a000002")
+_SK_LOOKUP_END = 64
 _MD = struct.Struct("=6I")
 
 
@@ -91,8 +93,9 @@ class KernelRuns:
         """One finished run."""
         packet, metadata, context = run.data_out, b"", run.ctx_out
         if kind == "xdp":
-            start, end, _ = struct.unpack_from("=3I", context)
-            packet, metadata, context = packet[start:end], packet[:start], context[12:MD_BYTES]
+            # data_end counts the linear part only; a longer frame goes on in fragments
+            (start,) = struct.unpack_from("=I", context)
+            packet, metadata, context = packet[start:], packet[:start], context[12:MD_BYTES]
         elif kind == "skb-l3":
             packet = packet[L2_BYTES:]  # the kernel puts an empty Ethernet header back in front
         self.codes.append(run.signed)
@@ -270,7 +273,10 @@ class KernelSession:
         elif self._kind.startswith("skb"):
             given = context.ljust(SKB_BYTES, b"\0")
         elif self._setup.hook.prog_type_id == ProgType.NETFILTER:
-            given = None
+            data, given = _ANY_IPV4, None  # the kernel makes the context, and wants a packet for it
+        elif self._setup.hook.prog_type_id == ProgType.SK_LOOKUP:
+            # the test run wants no ingress_ifindex
+            data, given = b"", context[:_SK_LOOKUP_END].ljust(len(context), b"\0")
         else:
             data, given = b"", context
         try:

@@ -19,6 +19,8 @@ _COLOURS = {
     Outcome.INCONCLUSIVE: YELLOW,
     Outcome.NOT_EQUAL: RED,
 }
+NARROWEST = 20
+"""Cells of a terminal; on a narrower one lines stick out."""
 SHOWN = 8
 """Findings, and lines of what was not checked, that a terminal shows without ``-v``."""
 _HEADS = ("link", "program", "reached", "edges", "codes seen", "static", "dynamic")
@@ -32,6 +34,8 @@ def render(
     ``width`` is the terminal's in cells; None is a pipe: nothing folds and nothing is left out, one
     line each. ``verbose`` adds digests, versions, recordings, residue and edges never taken.
     """
+    if width is not None:
+        width = max(width, NARROWEST) if width > 0 else 80  # 0: the terminal does not know
     lines = _Page(width, colour, verbose).lines(report)
     return "\n".join(line.replace(words.NO_BREAK, " ") for line in lines)
 

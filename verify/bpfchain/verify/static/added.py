@@ -100,6 +100,9 @@ def check_entry(
     ``facts`` are of the body as it runs in this entry, with the context kept.
     """
     work = _Entry(out, aligned, entry, intent)
+    work.encodings()
+    if work.findings:
+        return work.findings, 0
     starts = work.starts(facts)
     for start in starts:
         work.prove(start)
@@ -144,6 +147,14 @@ class _Entry:
         self.code = _code(out, entry, intent)
         self.findings: list[Finding] = []
         self.said: set[tuple[str, int]] = set()
+
+    def encodings(self) -> None:
+        """Added instructions are such as the RFC knows, and what they do not use is 0."""
+        for slot in sorted(self.code.allowed):
+            insn = self.code.insns[slot]
+            after = self.code.insns[slot + 1] if slot + 1 < len(self.code.insns) else None
+            if not i.well_formed(insn, after):
+                self._say("encoding", slot, f"{tuple(insn)} is no instruction that added code may hold")
 
     def starts(self, facts: Facts) -> list[_Start]:
         """Where control comes from: the body's exits, or the wrapper's beginning."""

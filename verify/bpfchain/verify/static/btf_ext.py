@@ -65,6 +65,8 @@ def read_btf_ext(data: bytes, order: str, btf: Btf) -> BtfExt:
     for number, (at, length) in enumerate(spans):
         if header + at + length > len(data):
             raise Unreadable(f"section .BTF.ext: {NAMES[number]} is cut short")
+        if at != covered and (at or length):
+            raise Unreadable(f"section .BTF.ext: {NAMES[number]} does not follow what is before it")
         parts.append(_part(data[header + at : header + at + length], order, btf, NAMES[number]))
         covered += length
     if covered != len(data) - header:

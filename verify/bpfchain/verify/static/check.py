@@ -25,6 +25,7 @@ from bpfchain.verify.static.pair import Pair, match_sections, match_symbols
 from bpfchain.verify.static.read import read_object
 from bpfchain.verify.static.records import check_records
 from bpfchain.verify.static.relocations import check_relocations
+from bpfchain.verify.static.reserved import check_reserved
 from bpfchain.verify.static.sections import check_sections
 from bpfchain.verify.static.symbols import check_symbols
 from bpfchain.verify.static.types import check_types
@@ -33,6 +34,7 @@ __all__ = ["check_link"]
 
 _ACCOUNTS = (
     check_sections, check_symbols, check_relocations, check_maps, check_types, check_records,
+    check_reserved,
 )  # fmt: skip
 
 
@@ -49,7 +51,9 @@ def check_link(
     try:
         earlier, told = read_intents(before), read_intents(after)
     except Unreadable as problem:
-        raise InconclusiveError(f"OUT: {problem}", "it was damaged, or made by another version") from None
+        raise InconclusiveError(
+            f"OUT: {problem}", "it was damaged, or made by another version"
+        ) from None
     intent = _choose(earlier, told, program)
     findings = list(_history(before, after, earlier, told, intent, original))
     readers = ["pyelftools"]
@@ -79,6 +83,8 @@ def check_link(
             counted = {**pair.counted, **code.counted}
     except Unreadable as problem:
         findings.append(undecided("read", str(problem)))
+    except Exception as problem:  # a damaged object must not pass, nor end the command
+        findings.append(undecided("checker", f"the checker stumbled: {problem!r}"))
     outcome = max(worst(finding.outcome for finding in findings), Outcome.EQUAL)
     return intent, StaticResult(
         outcome=outcome, findings=tuple(findings), readers=tuple(readers), counted=counted,
@@ -93,9 +99,7 @@ def _read(data: bytes, file: str) -> Obj:
         raise InconclusiveError(f"{file}: {problem}") from None
 
 
-def _choose(
-    earlier: tuple[Intent, ...], told: tuple[Intent, ...], program: str | None
-) -> Intent:
+def _choose(earlier: tuple[Intent, ...], told: tuple[Intent, ...], program: str | None) -> Intent:
     """The link to check: the one that OUT holds and IN does not."""
     if not told:
         raise InconclusiveError(
@@ -113,7 +117,9 @@ def _choose(
     if len(new) == 1:
         return new[0]
     if not new:
-        raise UsageError("every link of OUT is in IN already", "give the object before it was patched")
+        raise UsageError(
+            "every link of OUT is in IN already", "give the object before it was patched"
+        )
     names = ", ".join(intent.program for intent in new)
     raise UsageError(
         f"OUT holds {len(new)} links that IN does not ({names}): each has its own original",
@@ -201,7 +207,9 @@ def _covered(pair: Pair) -> int:
     for section in pair.after.executable:
         origins = pair.alignment.origins.get(section.index, ())
         if len(origins) != len(pair.after.insns(section.index)) or None in origins:
-            pair.say("instruction", f"section {section.name}: not every instruction is accounted for")
+            pair.say(
+                "instruction", f"section {section.name}: not every instruction is accounted for"
+            )
     return total
 
 
@@ -215,7 +223,9 @@ def _hints(pair: Pair, aligned: Aligned) -> Iterable[Finding]:
         yield differs("hook", problem.message)
     length = program.end - program.start
     added = sum(
-        isinstance(origin, Added) for slots in aligned.alignment.origins.values() for origin in slots
+        isinstance(origin, Added)
+        for slots in aligned.alignment.origins.values()
+        for origin in slots
     )
     front = 0
     if aligned.entries and aligned.entries[0].inline:
@@ -224,4 +234,6 @@ def _hints(pair: Pair, aligned: Aligned) -> Iterable[Finding]:
         if told != real:
             yield differs("provenance", f"section {SECTION}: {key}={told}, and it is {real}")
     if intent.strategy == "none" and added:
-        yield differs("provenance", f"section {SECTION}: strategy=none, and {added} slots are added")
+        yield differs(
+            "provenance", f"section {SECTION}: strategy=none, and {added} slots are added"
+        )

@@ -362,7 +362,9 @@ class _Run:
         if kind in (i.CLASS_ALU, i.CLASS_ALU64):
             right = regs[insn.src] if insn.code & i.REGISTER_SOURCE else number(insn.imm)
             left = regs[insn.dst]
-            if adjusted:
+            if adjusted and not (self.by_path and insn.imm > 1):
+                # by path, a size is taken as the object's own types have it (0 and 1 are answers
+                # to "does it exist", and may be either)
                 right = None if not isinstance(right, Stack) else maybe(right)
             regs[insn.dst] = alu(insn, left, right)
         elif kind == i.CLASS_LDX:

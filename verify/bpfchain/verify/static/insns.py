@@ -188,6 +188,42 @@ def masks(insn: Insn) -> tuple[int, int]:
     return dst | (src if code & REGISTER_SOURCE else 0), 0
 
 
+_PLAIN_ALU = frozenset((ADD, SUB, OR, AND, LSH, RSH, XOR, MOV, ARSH))
+_SHIFTS = frozenset((LSH, RSH, ARSH))
+
+
+def well_formed(insn: Insn, after: Insn | None) -> bool:
+    """Whether it is an instruction of the kinds that added code is made of, with 0 in every field
+    that it does not use (the kernel refuses others). ``after`` is the slot behind it."""
+    code, dst, src, off, imm = insn
+    kind, operation, register = code & 7, code & 0xF0, bool(code & REGISTER_SOURCE)
+    if dst > FRAME or src > FRAME:
+        return False
+    if kind in (CLASS_ALU, CLASS_ALU64):
+        if operation not in _PLAIN_ALU or off or dst == FRAME or (imm if register else src):
+            return False
+        width = 64 if kind == CLASS_ALU64 else 32
+        return register or operation not in _SHIFTS or 0 <= imm < width
+    if code == EXIT:
+        return not (dst or src or off or imm)
+    if code == CALL:
+        return not (dst or off) and src in (CALL_HELPER, CALL_FUNCTION)
+    if code == JA:
+        return not (dst or src or imm)
+    if code == JA32:
+        return not (dst or src or off)
+    if kind in (CLASS_JMP, CLASS_JMP32):
+        return operation in _COMPARES and not (imm if register else src)
+    if code == LDDW:
+        second = after is not None and (after.code, after.dst, after.src, after.off) == (0, 0, 0, 0)
+        return second and not off and not src and dst != FRAME
+    if code & 0xE0 != MODE_MEM or code & 0x18 not in WIDTHS:
+        return False
+    if kind == CLASS_LDX:
+        return not imm and dst != FRAME
+    return (kind == CLASS_ST and not src) or (kind == CLASS_STX and not imm)
+
+
 def uses(insn: Insn) -> frozenset[int]:
     """Registers that the instruction reads (``masks``)."""
     return frozenset(_bits(masks(insn)[0]))

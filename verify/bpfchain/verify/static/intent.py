@@ -94,7 +94,9 @@ def read_intents(obj: Obj) -> tuple[Intent, ...]:
         raise Unreadable(f"{len(found)} sections {SECTION}")
     section = found[0]
     if section.type != SHT_STRTAB or section.flags != SHF_ALLOC:
-        raise Unreadable(f"section {SECTION} is no string table that is kept by strip (STRTAB, ALLOC)")
+        raise Unreadable(
+            f"section {SECTION} is no string table that is kept by strip (STRTAB, ALLOC)"
+        )
     return tuple(_intent(group) for group in _groups(section.data))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from struct import Struct, error
 from typing import Final
 
@@ -199,18 +200,18 @@ def _values(pair: Pair, symbol: Symbol, base: int, slots: list[int]) -> None:
         if not symbol.value <= item.offset < symbol.end:
             continue
         program = pair.after.symbols[item.symbol]
-        name = wanted.pop(item.offset, None)
-        slot = (item.offset - symbol.value - base) / _POINTER
+        name = wanted.pop(item.offset, "")
+        place = (item.offset - symbol.value - base) / _POINTER
         pair.counted["relocations added"] += 1
         if name != program.name or item.type != R_BPF_64_ABS64 or program.section != pair.home:
             pair.say(
                 "slot",
-                f"map {symbol.name}: slot {slot:g} initially holds {program.name or 'a section'} "
+                f"map {symbol.name}: slot {place:g} initially holds {program.name or 'a section'} "
                 f"and should hold {name or 'nothing'}",
             )
     for offset, name in wanted.items():
-        slot = (offset - symbol.value - base) / _POINTER
-        pair.say("slot", f"map {symbol.name}: slot {slot:g} should initially hold {name}")
+        place = (offset - symbol.value - base) / _POINTER
+        pair.say("slot", f"map {symbol.name}: slot {place:g} should initially hold {name}")
 
 
 def _converted(pair: Pair, legacy: Section, now: Section) -> int:
@@ -245,7 +246,7 @@ def _converted(pair: Pair, legacy: Section, now: Section) -> int:
         (s.value, s.end) for s in pair.after.symbols
         if s.section == now.index and s.type != STT_SECTION
     )  # fmt: skip
-    if any(a[1] > c[0] for a, c in zip(spans, spans[1:], strict=False)):
+    if any(a[1] > c[0] for a, c in pairwise(spans)):
         pair.say("map", "section .maps: definitions overlap")
     if any(now.data):
         pair.say("map", "section .maps: bytes of converted definitions are not zero")

@@ -36,7 +36,7 @@ class Unreadable(Exception):  # noqa: N818 - it says what the file is
 class Section(NamedTuple):
     """One section header and its content (empty for SHT_NOBITS, whose ``size`` still counts)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     name: str
     type: int
     flags: int
@@ -59,7 +59,7 @@ class Section(NamedTuple):
 class Symbol(NamedTuple):
     """One symbol. ``section`` is st_shndx: a section's index, 0 or one of the SHN_* specials."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     name: str
     section: int
     value: int

@@ -127,9 +127,8 @@ def match_sections(before: Obj, after: Obj) -> dict[int, int]:
     at = 0
     for section in before.sections:
         for other in after.sections[at:]:
-            same = other.name == section.name and other.type == section.type
             converted = section.name == LEGACY_MAPS and other.name == ".maps"
-            if same or converted:
+            if other.type == section.type and (other.name == section.name or converted):
                 found[section.index] = other.index
                 at = other.index + 1
                 break
@@ -160,9 +159,7 @@ def _ordered(obj: Obj) -> list[Symbol]:
     return sorted(obj.symbols, key=lambda symbol: symbol.binding != STB_LOCAL)
 
 
-def _same(
-    symbol: Symbol, other: Symbol, before: Obj, after: Obj, sections: dict[int, int]
-) -> bool:
+def _same(symbol: Symbol, other: Symbol, before: Obj, after: Obj, sections: dict[int, int]) -> bool:
     if (symbol.name, symbol.binding, symbol.other) != (other.name, other.binding, other.other):
         return False
     if symbol.type != other.type:

@@ -87,23 +87,23 @@ def disagreements(one: Obj, other: Obj, file: str) -> list[Finding]:
 
     if one.order != other.order:
         say("byte order", one.order, other.order)
-    for (name, a), (_, b) in zip(one.header, other.header, strict=True):
-        if a != b:
-            say(name, a, b)
+    for (name, was), (_, now) in zip(one.header, other.header, strict=True):
+        if was != now:
+            say(name, was, now)
     if len(one.sections) != len(other.sections):
         say("sections", len(one.sections), len(other.sections))
     for left, right in zip(one.sections, other.sections, strict=False):
         if left != right:
-            for name, a, b in zip(left._fields, left, right, strict=True):
-                if a != b:
-                    say(f"section {left.index} {left.name}: {name}", _short(a), _short(b))
+            for name, mine, theirs in zip(left._fields, left, right, strict=True):
+                if mine != theirs:
+                    say(f"section {left.index} {left.name}: {name}", _short(mine), _short(theirs))
     if len(one.symbols) != len(other.symbols):
         say("symbols", len(one.symbols), len(other.symbols))
-    for mine, theirs in zip(one.symbols, other.symbols, strict=False):
+    for known, again in zip(one.symbols, other.symbols, strict=False):
         # a section's symbol has no name of its own; readers may lend it the section's
-        a, b = (s._replace(name="") if s.type == STT_SECTION else s for s in (mine, theirs))
+        a, b = (s._replace(name="") if s.type == STT_SECTION else s for s in (known, again))
         if a != b:
-            say(f"symbol {mine.index} {mine.name}", a[2:], b[2:])
+            say(f"symbol {known.index} {known.name}", a[2:], b[2:])
     for target in sorted(one.relocations.keys() | other.relocations.keys()):
         mine_r = sorted(one.relocations.get(target, ()))
         theirs_r = sorted(other.relocations.get(target, ()))

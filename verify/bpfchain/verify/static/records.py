@@ -14,7 +14,7 @@ from typing import Final
 from bpfchain.verify.static import btf as b
 from bpfchain.verify.static.btf import Btf
 from bpfchain.verify.static.btf_ext import CORE, FUNC, LINE, NAMES, SIZES, BtfExt
-from bpfchain.verify.static.insns import LDDW, SLOT
+from bpfchain.verify.static.insns import CALL, CALL_FUNCTION, LDDW, SLOT
 from bpfchain.verify.static.model import Added, Obj
 from bpfchain.verify.static.pair import Pair
 from bpfchain.verify.static.types import clone_of
@@ -141,9 +141,7 @@ def _told(btf: Btf, number: int, record: tuple[int, ...]) -> Told:
     return rest
 
 
-def _places(
-    pair: Pair, number: int, section: int, offset: int, name: str
-) -> list[tuple[int, int]]:
+def _places(pair: Pair, number: int, section: int, offset: int, name: str) -> list[tuple[int, int]]:
     """Where a record of IN must stand in OUT: at every copy of its instruction."""
     program = pair.program
     if number == FUNC and (section, offset) == (program.section, program.start * SLOT):
@@ -171,7 +169,9 @@ def _wanted_functions(
     if record is None:
         return
     functions = {s.name: s for s in pair.added_symbols}
-    names = [(name, None) for name in list(pair.intent.entries.values())[1:]]
+    names: list[tuple[str, int | None]] = [
+        (name, None) for name in list(pair.intent.entries.values())[1:]
+    ]
     if pair.shared:
         names.append((pair.intent.body_name, b.STATIC))
     for name, linkage in names:
@@ -188,9 +188,7 @@ def _wanted_functions(
         pair.counted["records added"] += 1
 
 
-def _sorted(
-    pair: Pair, number: int, section: int, name: str, both: tuple[BtfExt, BtfExt]
-) -> None:
+def _sorted(pair: Pair, number: int, section: int, name: str, both: tuple[BtfExt, BtfExt]) -> None:
     """Records stand in order, on instructions, no two of a kind on one (CO-RE: any number)."""
     before, offsets = ([record[0] for record in one.of(number, name)] for one in both)
     insns = pair.after.insns(section)
@@ -219,18 +217,22 @@ def _has_line(pair: Pair, was: BtfExt) -> bool:
 def _ours(
     pair: Pair, names: dict[str, tuple[int, int]], section: str, offset: int, told: Told
 ) -> bool:
-    """A line record of added code that says so."""
+    """A line record of added code that says so, where a run of it begins: at an entry's start, behind
+    the body, or behind the call of it."""
     index = names.get(section, (0, 0))[1]
     origins = pair.alignment.origins.get(index, ())
     slot, rest = divmod(offset, SLOT)
     if rest or slot >= len(origins) or not isinstance(origins[slot], Added):
         return False
+    starts = {function.start for function in pair.after.functions.get(index, ())}
+    if slot not in starts and isinstance(origins[slot - 1], Added):
+        last = pair.after.insns(index)[slot - 1]
+        if (last.code, last.src) != (CALL, CALL_FUNCTION):
+            return False
     return told[0] == _FILE and str(told[1]).startswith(_LINE) and not any(told[2:])
 
 
-def _starts(
-    pair: Pair, was: BtfExt, now: BtfExt, names: dict[str, tuple[int, int]]
-) -> None:
+def _starts(pair: Pair, was: BtfExt, now: BtfExt, names: dict[str, tuple[int, int]]) -> None:
     """A line record stands at the start of the link's functions, where the program had one."""
     if not _has_line(pair, was):
         return

@@ -62,8 +62,10 @@ def _code_addend(
     was = pair.before.insns(before[0])[before[1]]
     now = pair.after.insns(after[0])[after[1]]
     symbol = pair.before.symbols[item.symbol]
-    moved = symbol.type == STT_SECTION and symbol.section in pair.sections and (
-        pair.before.sections[symbol.section].executable
+    moved = (
+        symbol.type == STT_SECTION
+        and symbol.section in pair.sections
+        and (pair.before.sections[symbol.section].executable)
     )
     imm: int | None = was.imm
     if moved:
@@ -73,6 +75,11 @@ def _code_addend(
         imm = None
         if place is not None and place[0] == pair.sections[symbol.section]:
             imm = place[1] // SLOT - 1 if call else place[1]
+    if was.code == LDDW:  # the addend is in the first half alone (LLVM, BPFAsmBackend.cpp)
+        second = pair.before.insns(before[0])[before[1] + 1 : before[1] + 2]
+        if second != pair.after.insns(after[0])[after[1] + 1 : after[1] + 2]:
+            where = pair.where(after[0], after[1] * SLOT)
+            pair.say("addend", f"the second half of the relocated instruction at {where} changed")
     if imm is None or now != was._replace(imm=imm):
         pair.say(
             "addend",
@@ -142,7 +149,9 @@ def _compare(pair: Pair, target: int, wanted: list[Relocation]) -> None:
         other = [one for one in there if one.offset == item.offset]
         is_now = "none"
         if other:
-            is_now = f"{pair.after.symbols[other[0].symbol].name or 'a section'} (type {other[0].type})"
+            is_now = (
+                f"{pair.after.symbols[other[0].symbol].name or 'a section'} (type {other[0].type})"
+            )
         pair.say(
             "relocation",
             f"{pair.where(target, item.offset)} should refer to {name} (type {item.type}), "

@@ -40,11 +40,7 @@ def _kept(pair: Pair) -> None:
         now = pair.after.symbols[found]
         if symbol.index == pair.program.symbol:
             continue  # see _entries
-        if known and pair.before.sections[section].name == LEGACY_MAPS and (
-            pair.before.sections[section].index in pair.sections
-            and pair.after.sections[pair.sections[section]].name == ".maps"
-            and symbol.type != STT_SECTION
-        ):
+        if known and symbol.type != STT_SECTION and _converted(pair, section):
             continue  # its place and size are those of the converted definition (maps)
         if not known:
             wanted = (section, symbol.value)
@@ -64,6 +60,13 @@ def _kept(pair: Pair) -> None:
             )
         if symbol.size != now.size:
             pair.say("symbol", f"symbol {_named(symbol)}: size {symbol.size} became {now.size}")
+
+
+def _converted(pair: Pair, section: int) -> bool:
+    """Whether this section of IN holds legacy map definitions that became ``.maps``."""
+    if pair.before.sections[section].name != LEGACY_MAPS or section not in pair.sections:
+        return False
+    return pair.after.sections[pair.sections[section]].name == ".maps"
 
 
 def _added(pair: Pair) -> None:
@@ -86,8 +89,9 @@ def _added(pair: Pair) -> None:
         elif pair.shared and symbol.name == intent.body_name:
             right = form == (STT_FUNC, STB_LOCAL, 0) and home.index == pair.text
         elif pair.shared and form == (STT_SECTION, STB_LOCAL, 0):
-            others = [s for s in pair.after.symbols if s[5] == STT_SECTION and s[2] == home.index]
-            right = home.index == pair.text and len(others) == 1 and not (symbol.value or symbol.size)
+            there = [s.type == STT_SECTION and s.section == home.index for s in pair.after.symbols]
+            right = home.index == pair.text and sum(there) == 1
+            right = right and not (symbol.value or symbol.size)
         key = symbol.name if symbol.type != STT_SECTION else ""
         if not right or key in seen:
             pair.say(

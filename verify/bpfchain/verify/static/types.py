@@ -68,14 +68,15 @@ def _maps_section(pair: Pair, before: Btf, after: Btf, type_id: int) -> None:
     """The DATASEC of the maps: IN's variables, then the added ones, with the right places."""
     was, now = before.type(type_id), after.type(type_id)
     legacy = before.name_of(type_id) == LEGACY_MAPS
-    if now.kind != b.DATASEC or after.name_of(type_id) != ".maps":
+    if (was.info ^ now.info) & ~0xFFFF or after.name_of(type_id) != ".maps":
         pair.say("btf", f"BTF type {type_id} ({before.name_of(type_id)}) is not what it was")
         return
     old, new = list(was.members), list(now.members)
     if not legacy and new[: len(old)] != old:
         pair.say("btf", "BTF: variables of .maps are not what they were")
         return
-    _variables(pair, after, type_id, 0 if legacy else len(old), sized=bool(was.third) and not legacy)
+    sized = bool(was.third) and not legacy
+    _variables(pair, after, type_id, 0 if legacy else len(old), sized=sized)
 
 
 def _variables(pair: Pair, after: Btf, type_id: int, first: int, *, sized: bool) -> None:
@@ -132,15 +133,16 @@ def _plain_shape(btf: Btf, type_id: int) -> bool:
     if one.kind == b.INT:
         return _INTS.get(name or "") == (one.third, one.tail) and not one.vlen
     if one.kind == b.ARRAY:
-        element, index, _ = one.tail
+        element, index, count = one.tail
         kinds = btf.type(element).kind, btf.type(index).kind
-        return kinds in ((b.INT, b.INT), (b.PTR, b.INT)) and not (name is not None or one.vlen or one.third)
+        words = btf.type(index).third == 4 and (kinds[0] == b.PTR or btf.type(element).third == 4)
+        right = kinds == ((b.INT, b.INT) if count else (b.PTR, b.INT)) and words
+        return right and not (name is not None or one.vlen or one.third)
     if one.kind == b.PTR:
         return not (name is not None or one.vlen)
     if one.kind == b.FUNC_PROTO:
-        return name is None and one.vlen == 1 and btf.type(one.third).kind == b.INT and (
-            not one.tail[0]
-        )
+        plain = name is None and one.vlen == 1 and not one.tail[0]
+        return plain and btf.type(one.third).kind == b.INT
     if one.kind == b.STRUCT:
         return name is None
     if one.kind == b.VAR:
