@@ -10,6 +10,7 @@ from typing import Self
 
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program, load_raw
+from bpfchain.loader.query import program_info
 from bpfchain.loader.uapi import MapType, ProgType
 
 SECONDS = 10.0
@@ -79,3 +80,11 @@ class Counting:
     ) -> None:  # fmt: skip
         self.program.close()
         self.counter.close()
+
+
+def gone(one: Counting) -> bool:
+    """Whether the kernel has freed the program, now or soon (links do so after a grace period)."""
+    end = time.monotonic() + SECONDS
+    while (there := program_info(one.id) is not None) and time.monotonic() < end:
+        os.sched_yield()
+    return not there

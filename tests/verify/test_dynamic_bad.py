@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from support.proofs import builtin, compiled, corpus, link_of
 
 from bpfchain.transform.errors import BpfchainError, InconclusiveError, OptionError, UsageError
 from bpfchain.verify.captures import to_pcap
 from bpfchain.verify.dynamic import check_dynamic
 from bpfchain.verify.recording import Recording, read_recording
 from bpfchain.verify.result import DynamicResult, Outcome
+from support.proofs import builtin, compiled, corpus, link_of
 
 
 def prove(data: bytes, recordings: list[Recording] | None = None, **more: object) -> DynamicResult:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.proofs import builtin, compiled, corpus, intent_of, link_of
-from support.sabotage import FAULTS, SUBJECTS, Fault
 
 from bpfchain.transform.transform import transform_object
 from bpfchain.verify.dynamic import check_dynamic
@@ -19,6 +17,8 @@ from bpfchain.verify.recording import read_recording
 from bpfchain.verify.result import Outcome
 from bpfchain.verify.scenario import scenario_beside
 from bpfchain.verify.static.intent import Intent
+from support.proofs import builtin, compiled, corpus, intent_of, link_of
+from support.sabotage import FAULTS, SUBJECTS, Fault
 
 SOURCE = Path(__file__).parent / "subjects" / "codes.c"
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -84,7 +84,9 @@ def test_the_interpreter_shows_it(name: str, original: bytes, tmp_path: Path) ->
     assert again.outcome is Outcome.NOT_EQUAL
     assert again.counterexample is not None
     assert again.counterexample.dimension == example.dimension
-    assert check_dynamic(original, sound_of(original, fault), intent, [kept]).outcome is Outcome.EQUAL
+    assert (
+        check_dynamic(original, sound_of(original, fault), intent, [kept]).outcome is Outcome.EQUAL
+    )
 
 
 def sound_of(original: bytes, fault: Fault) -> bytes:
@@ -190,7 +192,7 @@ def test_packet_context_and_events_are_compared(engine: str, kernel: None) -> No
         assert result.findings[0].rule == dimension
 
 
-@pytest.mark.parametrize("act", ["bpf_printk(\"%d\", {n})", "bpf_redirect({n}, 0)"])
+@pytest.mark.parametrize("act", ['bpf_printk("%d", {n})', "bpf_redirect({n}, 0)"])
 def test_effects_of_helpers_are_compared(act: str) -> None:
     source = f'SEC("xdp") int acts(struct xdp_md *ctx) {{{{ {act}; return 2; }}}}'
     original, other = (compiled(source.format(n=n)) for n in (1, 2))

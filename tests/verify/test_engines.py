@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pytest
-from support.proofs import Subject, builtin, compiled, corpus, subjects
 
 from bpfchain.transform.errors import OptionError, UsageError
 from bpfchain.transform.policy import hook_named
@@ -27,6 +26,7 @@ from bpfchain.verify.engines.protocol import (
 )
 from bpfchain.verify.inputs import inputs_of
 from bpfchain.verify.scenario import MapEntry, Scenario
+from support.proofs import Subject, builtin, compiled, corpus, subjects
 
 KERNEL = engine_named("kernel")
 NOT_LOADED = {

@@ -309,6 +309,8 @@ FAULTS = (
           lambda e: e.put(".bpfchain", e.content(".bpfchain").index(b"sha256:") + 7, b"0" * 64)),
     Fault("provenance tells another length", "provenance",
           lambda e: e.put(".bpfchain", e.content(".bpfchain").index(b"\0body=") + 6, b"1")),
+    Fault("provenance tells another place of the context", "provenance",
+          lambda e: e.text(".bpfchain", b"\0keep=r6\0", b"\0keep=r7\0"), options=SUBPROG),
     Fault("provenance tells a hook that the section is not for", "hook",
           lambda e: e.text(".bpfchain", b"hook=xdp/devmap\0", b"hook=xdp/cpumap\0"),
           "xdp_devmap", "on_devmap"),

@@ -105,7 +105,7 @@ pub fn rewrite(code: &[u8], functions: &[u32], around: &Surroundings) -> Result<
     let mut function = 0;
     let mut pc = 0;
     while pc < given.len() {
-        while function + 1 < functions.len() && functions[function + 1] as usize == pc {
+        if functions.get(function + 1).is_some_and(|start| *start as usize == pc) {
             function += 1;
         }
         let insn = given[pc];

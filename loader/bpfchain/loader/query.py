@@ -172,10 +172,11 @@ def is_dispatcher(program_id: int, ifindex: int) -> bool:
 def dispatched(program_id: int) -> tuple[int, ...] | None:
     """Ids of the programs that a libxdp dispatcher calls (links that extend it); None: unknown."""
     try:
+        # An extension's link has no attach type; fentry and fexit (xdpdump) have theirs.
         found = [
             one.prog_id
             for one in links()
-            if one.type == LinkType.TRACING and one.target == program_id
+            if (one.type, one.target, one.attach_type) == (LinkType.TRACING, program_id, 0)
         ]
     except BpfError as error:
         if error.errno in (errno.EPERM, errno.EINVAL):

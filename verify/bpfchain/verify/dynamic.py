@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bpfchain.transform.codes import CodeSet
 from bpfchain.verify.static.intent import Intent
 
-from .coverage import merge
+from .coverage import merge, sources_of
 from .covered import program_coverage
 from .engines import engine_named
 from .engines.hooks import context_kind
@@ -352,7 +352,8 @@ class _Check:
             self.unmodelled[fault.what] = None
             self._find("unmodelled", Outcome.UNMODELLED, f"{where}{more}: {fault}")
             return
-        place = pair.place_of(fault)
+        found = pair.place_of(fault)
+        place = None if found is None else self._with_source(found)
         if fault.kind == "limit":
             limit = self.world.instruction_limit
             self._find("endless", Outcome.INCONCLUSIVE,
@@ -386,6 +387,9 @@ class _Check:
         if self.counterexample is not None:
             return
         example = counterexample_of(pair, inputs, how, found, recording, self.save_to)
+        if example.first_difference is not None:
+            place = self._with_source(example.first_difference)
+            example = replace(example, first_difference=place)
         self.counterexample = example
         where = f"packet {example.packet} of {example.corpus}"
         message = f"{where}: {example.got}, was {example.expected} ({how.case}"
@@ -396,6 +400,17 @@ class _Check:
             message,
             place=example.first_difference,
             hint=None if example.saved_as is None else f"saved as {example.saved_as}",
+        )
+
+    def _with_source(self, place: Place) -> Place:
+        """The place with its source line, where the object has line records."""
+        sources = sources_of(self.original if place.file == "in" else self.patched)
+        at = (place.section, place.instruction)
+        line = sources.lines.get(at)
+        return replace(
+            place,
+            function=sources.functions.get(at, place.function),
+            source="" if line is None else f"{line[0].rsplit('/', 1)[-1]}:{line[1]}",
         )
 
     # the result

@@ -22,7 +22,7 @@ from bpfchain.verify.static.meaning import Meaning, Owed, saved_domain
 from bpfchain.verify.static.model import Added, Obj
 from bpfchain.verify.static.symbolic import CONTEXT, Address, Code, Path, explore
 from bpfchain.verify.static.values import CONTEXT as THE_CONTEXT
-from bpfchain.verify.static.values import Num
+from bpfchain.verify.static.values import Num, Value
 
 __all__ = ["Kept", "check_entry", "kept_by"]
 
@@ -124,7 +124,11 @@ def _code(out: Obj, entry: Entry, intent: Intent) -> Code:
         item = out.relocation_at(entry.section, slot)
         if insns[slot].code == i.CALL:
             target = code_target(out, entry.section, slot)
-            if not entry.inline and target == (entry.body_section, entry.body * SLOT):
+            if (
+                insns[slot].src == i.CALL_FUNCTION
+                and not entry.inline
+                and target == (entry.body_section, entry.body * SLOT)
+            ):
                 calls.add(slot)
         elif item is not None:
             maps[slot] = out.symbols[item.symbol].name
@@ -137,6 +141,12 @@ def _finding(
 ) -> Finding:
     slot = min(max(slot, 0), len(out.insns(entry.section)) - 1)
     return finding_at(out, entry.section, slot, rule, message, outcome=outcome)
+
+
+def _constant(value: Value) -> tuple[int, int]:
+    """What a code is known to lie between: a constant is trusted, a range is not needed."""
+    known = isinstance(value, Num) and value.low == value.high
+    return (value.low, value.high) if known and isinstance(value, Num) else (0, MASK64)
 
 
 class _Entry:
@@ -154,7 +164,9 @@ class _Entry:
             insn = self.code.insns[slot]
             after = self.code.insns[slot + 1] if slot + 1 < len(self.code.insns) else None
             if not i.well_formed(insn, after):
-                self._say("encoding", slot, f"{tuple(insn)} is no instruction that added code may hold")
+                self._say(
+                    "encoding", slot, f"{tuple(insn)} is no instruction that added code may hold"
+                )
 
     def starts(self, facts: Facts) -> list[_Start]:
         """Where control comes from: the body's exits, or the wrapper's beginning."""
@@ -164,8 +176,7 @@ class _Entry:
             return [_Start(entry.start, entry.start, frozenset({1})), *thrown]
         found: dict[tuple[object, ...], _Start] = {}
         for slot, state in facts.exits.items():
-            value = state.registers[0]
-            low, high = value if isinstance(value, Num) else (0, MASK64)
+            low, high = _constant(state.registers[0])
             at = entry.body + slot
             if slot in entry.exits:
                 goal = i.target(self.code.insns[at], at)
@@ -179,24 +190,17 @@ class _Entry:
                 start = _Start(-1, at, low=low, high=high)
             found.setdefault(start.key, start)
         for slot, value in facts.leaves:
-            low, high = value if isinstance(value, Num) else (0, MASK64)
+            low, high = _constant(value)
             found.setdefault((-2, slot), _Start(-1, entry.body + slot, low=low, high=high))
         return list(found.values())
 
     def prove(self, start: _Start) -> None:
         """One way in: all codes symbolically, the telling ones concretely."""
-        if start.low == start.high:
-            returned: Any = start.low
-            facts: list[Any] = []
-        else:
+        returned: Any = start.low
+        if start.low != start.high:
             import z3  # noqa: PLC0415 - 60 ms, only where it is used
 
             returned = z3.BitVec("returned", 64)
-            facts = []
-            if start.low:
-                facts.append(z3.UGE(returned, start.low))
-            if start.high != MASK64:
-                facts.append(z3.ULE(returned, start.high))
         paths = list(self._paths(start, returned))
         for path in paths:
             if path.ends != "exit":
@@ -211,7 +215,7 @@ class _Entry:
             return
         # the verifier lets no program in whose codes are out of the hook's range: none else can come
         ranged = self.intent.hook.returns is not None
-        wrong = self._refute(good, start, returned, facts, ranged=ranged)
+        wrong = self._refute(good, start, returned, ranged=ranged)
         for path, (rule, _, message), example in wrong:
             text = f"{message}{example}"
             place = path.called.slot if path.called is not None and rule != "result" else path.slot
@@ -244,7 +248,7 @@ class _Entry:
         )  # fmt: skip
 
     def _refute(
-        self, paths: list[Path], start: _Start, returned: Any, facts: list[Any], *, ranged: bool
+        self, paths: list[Path], start: _Start, returned: Any, *, ranged: bool
     ) -> list[tuple[Path, Owed, str]]:
         """What is owed and does not hold, with an example."""
         import z3  # noqa: PLC0415
@@ -252,42 +256,41 @@ class _Entry:
         intent, state = self.intent, self.entry.state
         value = z3.BitVecVal(returned, 64) if isinstance(returned, int) else returned
         saved = z3.BitVec("saved", 64)
-        known = list(facts)
-        if intent.mode == "map":
-            known.append(saved_domain(saved, intent))
+        known: list[Any] = []
         bounds = intent.hook.returns
         if ranged and bounds is not None:
             known += [z3.UGE(value, bounds[0]), z3.ULE(value, bounds[1])]
         meaning = Meaning(intent, state, value, saved)
-        debts: list[tuple[Path, Owed]] = []
-        refutations: list[Any] = []
+        debts: list[tuple[Path, Owed, Any]] = []
         for path in paths:
             for debt in meaning.owed(path, ranged=ranged):
-                if debt[1] is True:
-                    continue
-                term = z3.BoolVal(False) if debt[1] is False else debt[1]
-                if z3.is_true(term):
-                    continue
-                debts.append((path, debt))
-                refutations.append(z3.And(*path.conditions, z3.Not(term)))
-        wrong: list[tuple[Path, Owed, str]] = []
-        if not refutations:
-            return wrong
+                term = z3.BoolVal(debt[1]) if isinstance(debt[1], bool) else debt[1]
+                if not z3.is_true(term):
+                    debts.append((path, debt, z3.And(*path.conditions, z3.Not(term))))
+        if not debts:
+            return []
+        # the verifier does not know what is in the map: the range must not hang on it
+        loose = z3.Or(*(term for _, debt, term in debts if debt[0] == "range"))
+        strict = z3.Or(*(term for _, debt, term in debts if debt[0] != "range"))
+        if intent.mode == "map":
+            strict = z3.And(saved_domain(saved, intent), strict)
         solver = z3.SolverFor("QF_BV")
-        solver.add(*known, z3.Or(*refutations))
+        solver.add(*known, z3.Or(loose, strict))
         answer = solver.check()
         if answer == z3.unknown:
             self._say("solver", start.at, "z3 does not decide", Outcome.INCONCLUSIVE)
-        elif answer == z3.sat:
-            model = solver.model()
-            code = i.signed(model.eval(value, model_completion=True).as_long(), 32)
-            example = f", for code {code}"
-            if state is not None:
-                example += f" in the state where {intent.hook.name_of(state)} is saved"
-            for (path, debt), term in zip(debts, refutations, strict=True):
-                if z3.is_true(model.eval(term, model_completion=True)):
-                    wrong.append((path, debt, example))
-        return wrong
+        if answer != z3.sat:
+            return []
+        model = solver.model()
+        code = i.signed(model.eval(value, model_completion=True).as_long(), 32)
+        example = f", for code {code}"
+        if state is not None:
+            example += f" in the state where {intent.hook.name_of(state)} is saved"
+        return [
+            (path, debt, example)
+            for path, debt, term in debts
+            if z3.is_true(model.eval(term, model_completion=True))
+        ]
 
     def _run_codes(self, start: _Start, *, ranged: bool) -> None:
         """The same by running codes: the proof must not hang on the encoding alone."""

@@ -16,7 +16,7 @@ from bpfchain.verify.result import Finding, Outcome, Residue, StaticResult, wors
 from bpfchain.verify.static.align import Aligned, align
 from bpfchain.verify.static.btf import Btf, read_btf
 from bpfchain.verify.static.btf_ext import BtfExt, read_btf_ext
-from bpfchain.verify.static.insns import SLOT
+from bpfchain.verify.static.insns import FRAME, SLOT
 from bpfchain.verify.static.instructions import check_instructions
 from bpfchain.verify.static.intent import SECTION, Intent, read_intents
 from bpfchain.verify.static.maps import check_maps
@@ -32,6 +32,9 @@ from bpfchain.verify.static.types import check_types
 
 __all__ = ["check_link"]
 
+_MOVE, _STORE = 0xBF, 0x7B
+"""``rX = rY`` and ``*(u64 *)(rX + off) = rY`` (RFC 9669)."""
+_OWN = " (the program's own)"
 _ACCOUNTS = (
     check_sections, check_symbols, check_relocations, check_maps, check_types, check_records,
     check_reserved,
@@ -213,6 +216,20 @@ def _covered(pair: Pair) -> int:
     return total
 
 
+def _kept(pair: Pair, aligned: Aligned) -> set[str]:
+    """Where the entries' first instructions put the context, as ``.bpfchain`` words it."""
+    found: set[str] = set()
+    for entry in aligned.entries:
+        origins = pair.alignment.origins.get(entry.section, ())
+        if entry.start < len(origins) and isinstance(origins[entry.start], Added):
+            insn = pair.after.insns(entry.section)[entry.start]
+            if insn.code == _MOVE and insn.src == 1:
+                found.add(f"r{insn.dst}")
+            elif insn.code == _STORE and (insn.dst, insn.src) == (FRAME, 1):
+                found.add(f"stack slot r10{insn.off:+d}")
+    return found
+
+
 def _hints(pair: Pair, aligned: Aligned) -> Iterable[Finding]:
     """What OUT says beyond the intention must be so too: who reads it believes it."""
     intent, program = pair.intent, pair.program
@@ -233,6 +250,18 @@ def _hints(pair: Pair, aligned: Aligned) -> Iterable[Finding]:
     for key, told, real in (("body", intent.body, length), ("front", intent.front, front)):
         if told != real:
             yield differs("provenance", f"section {SECTION}: {key}={told}, and it is {real}")
+    kept = _kept(pair, aligned)
+    if intent.keep is None:
+        right = not kept
+    else:  # where the body has the context anyway there is no instruction to look at
+        own = intent.keep.endswith(_OWN)
+        right = not kept if own else kept == {intent.keep}
+    if not right:
+        real = ", ".join(sorted(kept)) or "nowhere"
+        yield differs(
+            "provenance",
+            f"section {SECTION}: keep={intent.keep or ''}, and the context is put {real}",
+        )
     if intent.strategy == "none" and added:
         yield differs(
             "provenance", f"section {SECTION}: strategy=none, and {added} slots are added"
