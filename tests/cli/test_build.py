@@ -38,11 +38,17 @@ def test_builds_objects_and_manifest(here: Path) -> None:
         assert link["output"]["sha256"] == sha256(expected.data).hexdigest()
         told.append(f"{expected.after.instructions - expected.before.instructions:+d}")
     assert (manifest["chain"], manifest["hook"], manifest["extensible"]) == ("edge", "xdp", False)
-    assert done.stderr == (
+    said, _, proof = done.stderr.partition(", link 0 ")
+    assert said == (
         "out/manifest.json: chain edge on xdp, 3 links: "
         f"filter (inline, {told[0]}, S=PASS, R=REDIRECT), metrics (inline, {told[1]}, S=PASS), "
-        f"log_tcp (inline, {told[2]}), not verified\n"
+        f"log_tcp (inline, {told[2]})"
     )
+    assert proof.count("equal on ") == 3
+    assert [link["input"]["file"] for link in manifest["links"]] == [
+        "../filter.o", "../metrics.o", "../log.o",
+    ]  # fmt: skip
+    assert all(link["verified"]["static"]["result"] == "equal" for link in manifest["links"])
 
 
 def test_same_inputs_same_bytes(here: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import stat
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from bpfchain.transform.request import Request
 from bpfchain.transform.transform import transform_object
+from bpfchain.verify.recording import builtin_recording
 from support.commands import argv, environment, run
 
 COMMAND = "bpfchain-transform"
@@ -26,11 +28,27 @@ def test_writes_the_object_and_says_one_line(here: Path) -> None:
     done = run(COMMAND, "filter.o", "--index", "0", "-o", "link0.o", cwd=here)
     assert done.code == 0
     assert done.stdout == b""
-    assert done.stderr == (
-        f"link0.o: xdp/filter is link 0 ({expected.strategy}, +{more} instructions, S=PASS), "
-        "not verified\n"
+    assert re.fullmatch(
+        rf"link0\.o: xdp/filter is link 0 \({expected.strategy}, \+{more} instructions, S=PASS\), "
+        rf"equal on {runnable()} packets, \d+ of 44 edges\n",
+        done.stderr,
     )
     assert (here / "link0.o").read_bytes() == expected.data
+
+
+def runnable() -> int:
+    """Packets of the built-in recording that XDP runs: an Ethernet header at least."""
+    return sum(len(packet) >= 14 for packet in builtin_recording().packets)
+
+
+def test_without_the_proof_it_says_so(here: Path) -> None:
+    done = run(
+        COMMAND, "filter.o", "--index", "0", "-o", "l.o", "--no-verify", "--manifest", "m.json",
+        cwd=here,
+    )  # fmt: skip
+    assert done.code == 0
+    assert done.stderr.endswith("S=PASS), not verified\n")
+    assert json.loads((here / "m.json").read_text())["links"][0]["verified"] is None
 
 
 def test_options_reach_the_request(here: Path) -> None:
@@ -50,7 +68,7 @@ def test_options_reach_the_request(here: Path) -> None:
     assert done.code == 0
     assert (here / "l.o").read_bytes() == expected.data
     assert "is link 3, the last (subprog, " in done.stderr
-    assert "S=PASS,TX, R=REDIRECT, entries middle middle__drop), not verified\n" in done.stderr
+    assert "S=PASS,TX, R=REDIRECT, entries middle middle__drop), equal on " in done.stderr
 
 
 def test_streams_in_and_out(here: Path) -> None:
@@ -70,7 +88,7 @@ def test_quiet_says_nothing(here: Path) -> None:
 def test_verbose_explains(here: Path) -> None:
     done = run(COMMAND, "filter.o", "--index", "0", "--redirect", "4", "-o", "l.o", "-v", cwd=here)
     first, *rest = done.stderr.splitlines()
-    assert first.endswith("not verified")
+    assert first.endswith(" edges")
     assert all(line.startswith("  ") for line in rest)
     said = [line.split(":")[0].strip() for line in rest]
     assert said[:5] == ["hook", "strategy", "instructions", "stack", "context kept in"]
@@ -88,7 +106,14 @@ def test_json_is_the_record(here: Path) -> None:
     assert record["program"] == "filter"
     assert record["input"]["sha256"] == sha256((here / "filter.o").read_bytes()).hexdigest()
     assert record["output"]["sha256"] == sha256((here / "l.o").read_bytes()).hexdigest()
-    assert record["verified"] is None
+    assert record["input"]["file"] == "filter.o"
+    verified = record["verified"]
+    assert verified["static"]["result"] == verified["dynamic"]["result"] == "equal"
+    assert verified["dynamic"]["packets"] == runnable()
+    assert verified["dynamic"]["engines"] == ["ubpf"]
+    assert verified["dynamic"]["corpora"] == [
+        {"name": "builtin", "sha256": builtin_recording().sha256}
+    ]
 
 
 def test_manifest_collects_links_in_any_order(here: Path) -> None:
@@ -311,7 +336,7 @@ def test_nothing_heavy_is_imported(here: Path) -> None:
         "try: main()\n"
         "finally: print(*sorted(m.split('.')[0] for m in sys.modules), file=sys.stderr)"
     )
-    command = argv(COMMAND, "filter.o", "--index", "0", "-o", "l.o", "-q")
+    command = argv(COMMAND, "filter.o", "--index", "0", "-o", "l.o", "-q", "--no-verify")
     command[2] = code
     done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, check=True)
     loaded = set(done.stderr.decode().split())

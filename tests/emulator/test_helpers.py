@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from pathlib import Path
 
@@ -10,8 +11,6 @@ import pytest
 from bpfchain.emulator import _ubpf
 from emulator.twins import HEAD, Emulated, Twins
 from support.bpfcode import compile_bpf
-
-pytestmark = pytest.mark.usefixtures("kernel")
 
 IPV4 = bytes.fromhex(
     "ffffffffffff 020000000001 0800"
@@ -665,3 +664,68 @@ def test_redirect_of_an_skb(kernel: None, tmp_path: Path) -> None:
     }"""
     with Twins(tmp_path, source) as twins:
         twins.same()
+
+
+def _calls(helper: int) -> bytes:
+    """r1..r5 = the first five values of map 0 (a value of 40 bytes); call; r0 = 0; exit."""
+    loads = b"".join(
+        bytes([0x79, 6 << 4 | register, 8 * (register - 1), 0]) + bytes(4)
+        for register in range(1, 6)
+    )
+    return (
+        bytes.fromhex("1826000000000000 0000000000000000") + loads
+        + bytes([0x85, 0, 0, 0]) + struct.pack("<I", helper)
+        + bytes.fromhex("b700000000000000 9500000000000000")
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("context", ["xdp", "skb", "skb-l3", "plain"])
+def test_no_arguments_break_a_helper(context: str) -> None:
+    """Whatever a program passes, a helper gives a result or a fault that is no crash."""
+    chance = random.Random(context)
+    world = _ubpf.World(seed=1)
+    world.add_map("args", 2, 4, 40, 1)
+    for kind, key, value, entries, flags in (
+        (1, 8, 8, 4, 0), (2, 4, 64, 4, 0), (5, 4, 12, 4, 0), (6, 4, 12, 4, 0), (9, 4, 8, 3, 0),
+        (11, 8, 8, 4, 1), (14, 4, 4, 4, 0), (16, 4, 4, 4, 0), (17, 4, 4, 4, 0), (22, 0, 8, 2, 0),
+        (23, 0, 8, 2, 0), (25, 4, 8, 4, 0), (27, 0, 0, 4096, 0), (4, 4, 4, 1, 0), (3, 4, 4, 2, 0),
+        (7, 4, 8, 2, 0),
+    ):  # fmt: skip
+        world.add_map(f"map{kind}", kind, key, value, entries, flags)
+    low, high = 0xE000_0000, 0x10_0000_0000
+    regions = [
+        low + 0x4_0000 - 64,
+        low + 0x4_1000,
+        low + 0x5_0000 + 256,
+        low + 0x5_1000,
+        high,
+        high + 4096,
+    ]
+    packets = _ubpf.Packets(
+        [IPV4, IPV6, bytes(range(14)), b"\xff" * 300], bytes(64) if context == "plain" else b""
+    )
+    crashes = []
+    for helper in range(1, 212):
+        if helper in (12, 164, 181, 209):  # tail calls and callbacks: the engine's own tests
+            continue
+        program = world.add_program("p", context, _calls(helper), [0], [0])
+        for _ in range(60):
+            values = [
+                chance.choice([
+                    low + 0x4_1000,
+                    0x4D41_5000_0000_0000 + chance.randrange(18),
+                    chance.choice(regions) + chance.randrange(-8, 80),
+                    chance.randrange(100), chance.randrange(100),
+                    1 << chance.randrange(64), -1 - (1 << chance.randrange(40)),
+                    chance.getrandbits(64),
+                ])
+                for _ in range(5)
+            ]  # fmt: skip
+            args = b"".join(struct.pack("<Q", value % (1 << 64)) for value in values)
+            world.map_update(0, bytes(4), args)
+            batch = world.run_batch(program, packets)
+            crashes += [
+                (helper, fault.what, [hex(v % (1 << 64)) for v in values])
+                for fault in batch.faults if fault.kind not in ("read", "write", "unmodelled")
+            ]  # fmt: skip
+    assert not crashes, crashes[:5]

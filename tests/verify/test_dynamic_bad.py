@@ -47,7 +47,8 @@ def test_a_program_that_never_ends(least: int) -> None:
     result = prove(compiled(ENDLESS, (f"-DLEAST={least}",)))
     assert result.outcome is Outcome.INCONCLUSIVE
     assert result.findings[0].rule == "endless"
-    assert "the original does not end within 1,000,000 instructions" in result.findings[0].message
+    message = result.findings[0].message
+    assert message.startswith("the original does not end (more than 1000000 instructions): packet ")
     assert time.monotonic() - begun < 20
 
 
@@ -89,6 +90,35 @@ def _faulted(result: DynamicResult) -> int:
     words = [f.message for f in result.findings if f.rule == "fault"]
     counts = [int(text.split("and on ")[1].split()[0]) + 1 for text in words if "and on" in text]
     return sum(counts)
+
+
+WILD = """
+SEC("xdp") int wild(struct xdp_md *ctx)
+{
+    return ctx->data_end - ctx->data > 60 ? *(__u64 *)8 : 2;
+}"""
+
+
+def test_a_crash_under_the_jit_is_a_fault() -> None:
+    """In a child: this process goes on, and the packet that did it is named."""
+    result = prove(compiled(WILD), engine="ubpf-jit")
+    assert result.outcome is Outcome.INCONCLUSIVE
+    (finding,) = result.findings
+    first = next(n for n, packet in enumerate(builtin().packets) if len(packet) > 60)
+    assert finding.message == (
+        f"the original itself faults: packet {first} of builtin: the JIT's process died of SIGSEGV"
+    )
+
+
+@pytest.mark.parametrize("engine", ["ubpf", "ubpf-jit"])
+def test_only_the_patched_program_faults(engine: str) -> None:
+    sound = compiled('SEC("xdp") int wild(struct xdp_md *ctx) { return 2; }')
+    patched, intent = link_of(compiled(WILD), index=0)
+    result = check_dynamic(sound, patched, intent, [builtin()], engine=engine)
+    assert result.outcome is Outcome.NOT_EQUAL
+    assert result.counterexample is not None
+    assert result.counterexample.dimension == "fault"
+    assert len(result.counterexample.data) == 61
 
 
 HUGE = """

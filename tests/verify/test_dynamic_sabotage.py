@@ -74,6 +74,7 @@ def test_the_interpreter_shows_it(name: str, original: bytes, tmp_path: Path) ->
     assert example.first_difference is not None
     if name in BODY:
         assert example.first_difference.section == BODY[name]
+        assert example.first_difference.source.startswith("codes.c:")
     # the saved recording shows the same, alone
     assert example.saved_as == str(saved)
     assert result.findings[0].hint == f"saved as {saved}"

@@ -215,6 +215,15 @@ def test_answers_in_another_order_are_not_compared() -> None:
     assert len(mixed.verdicts) == 4
 
 
+def test_hooks_without_packets_run_on_contexts() -> None:
+    verdict = corpus("verdict_kprobe")
+    links = chain([verdict, verdict], program="verdict_kprobe")
+    result = prove(links)
+    assert result.dynamic.outcome is Outcome.EQUAL
+    assert result.dynamic.packets >= 8
+    assert result.reached[1] == result.dynamic.packets
+
+
 def test_what_is_not_modelled_is_said() -> None:
     result = prove(chain([corpus("always_pass"), corpus("ksyms_weak")]))
     assert result.dynamic.outcome is Outcome.UNMODELLED

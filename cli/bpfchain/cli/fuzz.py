@@ -62,6 +62,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
         group="The runs", help="ubpf, or kernel (root; without coverage).  [default: ubpf]")  # fmt: skip
 @option("--allow-residue", is_flag=True, group="The runs",
         help="A verdict may depend on what lay on the stack.")  # fmt: skip
+@option("--counterexample", metavar="FILE", default="counterexample.pcapng", group="Output",
+        help="Where an input that shows a difference is written, its scenario beside it.  "
+        "[default: counterexample.pcapng]")  # fmt: skip
 @option("--save", metavar="FILE", group="Output",
         help="Write the packets that took new edges to FILE (pcapng).")  # fmt: skip
 @option("--json", "as_json", is_flag=True, group="Output", help="Print the result on stdout.")
@@ -117,6 +120,7 @@ def _campaigns(
     btf: str | None,
     engine: str,
     seed: int,
+    counterexample: str,
     allow_residue: bool,
 ) -> tuple[list[Campaign], str]:
     from bpfchain.verify.fuzz import campaign_of
@@ -129,6 +133,7 @@ def _campaigns(
         btf=None if btf is None else read_input(btf),
         allow_residue=allow_residue,
         seed=seed,
+        save_to=Path(counterexample) if counterexample else None,
     )
     campaigns = []
     for subject in subjects:

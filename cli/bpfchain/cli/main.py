@@ -19,6 +19,7 @@ Examples:
   bpfchain build chain.toml -o chain
   bpfchain inspect link0.o
   bpfchain verify chain/manifest.json
+  bpfchain load chain/manifest.json --dev eth0
 
 {EXIT_CODES_HELP}
 """
@@ -48,6 +49,38 @@ command = Group(
         "fuzz": (
             "bpfchain.cli.fuzz:command",
             "Look for inputs on which a link differs from its original.",
+        ),
+        "load": (
+            "bpfchain.cli.load:command",
+            "Load the chain of a manifest, and attach it.",
+        ),
+        "status": (
+            "bpfchain.cli.status:command",
+            "Show the running chains, and what is wrong with them.",
+        ),
+        "replace": (
+            "bpfchain.cli.replace:command",
+            "Replace one link of a running chain.",
+        ),
+        "bypass": (
+            "bpfchain.cli.bypass:command",
+            "Skip one link of a running chain.",
+        ),
+        "recreate": (
+            "bpfchain.cli.recreate:command",
+            "Exchange a running chain in one swap.",
+        ),
+        "rollback": (
+            "bpfchain.cli.rollback:command",
+            "Go back to the chain before the last recreate.",
+        ),
+        "unload": (
+            "bpfchain.cli.unload:command",
+            "Detach a chain, and free everything of it.",
+        ),
+        "plan": (
+            "bpfchain.cli.plan:command",
+            "Print the bpftool commands that make the chain by hand.",
         ),
     },
 )

@@ -67,10 +67,15 @@ class Proved:
     """A link that may be written. ``words`` end the success line."""
 
     words: str
-    verified: Verified | None
+    result: LinkResult | None
     details: tuple[str, ...] = ()
     """What -v adds."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def verified(self) -> Verified | None:
+        """The proof as a manifest holds it."""
+        return None if self.result is None else _verified(self.result)
 
 
 def proof_options(function: F) -> F:
@@ -97,6 +102,9 @@ def read_corpora(names: tuple[str, ...], scenario: str | None) -> tuple[Recordin
 
     from bpfchain.verify.recording import builtin_recording, read_recording
 
+    for name in (*names, *([scenario] if scenario else [])):
+        if not Path(name).exists():
+            read_input(name)  # says so, with the nearest name
     beside = None if scenario is None else Path(scenario)
     if not names:
         return (builtin_recording(beside),) if beside else (builtin_recording(),)
@@ -116,7 +124,7 @@ def prove(subject: Subject, options: Options, *, strict: bool) -> Proved:
             f"{subject.output_name}: {_unmodelled(result)}",
             "without --strict the static proof is enough",
         )
-    return Proved(_words(result), _verified(result), _details(result), _warnings(result))
+    return Proved(_words(result), result, _details(result), _warnings(result))
 
 
 def finding_error(name: str, finding: Finding) -> NotEqualError | InconclusiveError:

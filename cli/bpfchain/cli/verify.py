@@ -65,6 +65,9 @@ but for --engine kernel. A manifest's originals are where it says they were, or 
         "proof is enough where the engine met something that it does not model.")  # fmt: skip
 @option("--report", "reports", metavar="KIND=FILE", multiple=True, group="Output",
         help="Also write html, json, junit or lcov to FILE; may be repeated.")  # fmt: skip
+@option("--save", metavar="FILE", default="counterexample.pcapng", group="Output",
+        help="Where a counterexample is written, its scenario beside it; of a chain's link 1 with "
+        "-link1 in the name.  [default: counterexample.pcapng]")  # fmt: skip
 @option("--json", "as_json", is_flag=True, group="Output", help="Print the JSON report on stdout.")
 @chatter
 def command(
@@ -134,10 +137,15 @@ def _options(
     btf: str | None,
     engines: tuple[str, ...],
     seed: int,
+    save: str,
     details: bool,
 ) -> Options:
+    from pathlib import Path
+
     from bpfchain.verify.prove import Options
 
+    if save and not Path(save).resolve().parent.is_dir():
+        raise UsageError(f"--save {save}: there is no folder {Path(save).parent}")
     return Options(
         recordings=read_corpora(corpora, scenario),
         engines=tuple(dict.fromkeys(engines)) or ("ubpf",),
@@ -146,6 +154,7 @@ def _options(
         allow_residue="stack-residue" in allowed,
         seed=seed,
         run_anyway=True,
+        save_to=Path(save) if save else None,
         details=details,
     )
 

@@ -132,11 +132,17 @@ def _prove_all(
 ) -> tuple[LinkResult, ...]:
     count = len(subjects)
     results = []
+    each = [replace(options, save_to=_of_link(options, place)) for place in range(count)]
     with _mapped(jobs, count) as run:
-        for done, link in enumerate(run(_proved, subjects, [options] * count), start=1):
+        for done, link in enumerate(run(_proved, subjects, each), start=1):
             results.append(link)
             progress(done, count, "links")
     return tuple(results)
+
+
+def _of_link(options: Options, place: int) -> Path | None:
+    path = options.save_to
+    return None if path is None else path.with_name(f"{path.stem}-link{place}{path.suffix}")
 
 
 @contextmanager

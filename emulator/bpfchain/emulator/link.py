@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from bpfchain.transform.elf import Object
 from bpfchain.transform.elf_read import read_object
 from bpfchain.transform.errors import InconclusiveError, RefusedError
 
-from .core_relo import CoreRelocations
 from .externs import read_externs
 from .link_code import Code, Linked
 from .link_maps import MapSpec, read_maps
 from .types import Types, read_target
+
+if TYPE_CHECKING:
+    from .core_relo import CoreRelocations
 
 __all__ = ["Image", "LinkedObject", "MapSpec", "link_object"]
 
@@ -142,8 +145,10 @@ def _link(
     types = Types(section.data) if section is not None and section.data else None
     externs = read_externs(obj, types, kconfig, ksyms)
     maps = read_maps(obj, types, externs.kconfig)
-    core = None
+    core: CoreRelocations | None = None
     if btf is not None and types is not None:
+        from .core_relo import CoreRelocations  # noqa: PLC0415 - only where a kernel is given
+
         ext = obj.section(".BTF.ext")
         if ext is not None and ext.data:
             core = CoreRelocations(types, read_target(btf), ext.data)

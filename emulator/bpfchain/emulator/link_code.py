@@ -9,15 +9,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from struct import Struct
+from typing import TYPE_CHECKING
 
 from bpfchain.transform import isa
 from bpfchain.transform import records as r
 from bpfchain.transform.elf import Object, Section, SectionId, Symbol, SymbolId
 from bpfchain.transform.errors import RefusedError
 
-from .core_relo import CoreRelocations
 from .externs import Extern, Externs, missing
 from .link_maps import ObjectMaps
+
+if TYPE_CHECKING:
+    from .core_relo import CoreRelocations
 
 __all__ = ["Code", "Linked"]
 

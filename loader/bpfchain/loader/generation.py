@@ -24,13 +24,14 @@ from bpfchain.loader.maps import Map
 from bpfchain.loader.places import unescape
 from bpfchain.loader.programs import Program
 from bpfchain.loader.store import (
-    NEW,
     RECORD,
     SAVED,
     SLOTS,
     Generation,
     Record,
     map_pin,
+    object_array,
+    object_pin,
     pin_record,
     program_pin,
 )
@@ -161,11 +162,13 @@ def _permission(error: OSError) -> str | None:
 
 
 def build(
-    source: Source, target: Target, *, kept: Kept | None = None, bypassed: Collection[int] = ()
-) -> Built:
+    source: Source, target: Target, *, kept: Kept | None = None, bypassed: Collection[int] = (),
+    embedded: Collection[str] = (),
+) -> Built:  # fmt: skip
     """Load every link of the manifest, last to first, and fill the slots of a new PROG_ARRAY.
 
-    Slot 0 stays empty: nothing jumps to the head. ``bypassed`` links get the pass-through program.
+    Slot 0 stays empty: nothing jumps to the head. ``bypassed`` links get the pass-through program;
+    ``embedded`` names objects that are pinned with the generation, because no file has them.
     Raises RefusedError or HostError, naming the link; nothing is left then.
     """
     manifest = source.manifest
@@ -177,6 +180,8 @@ def build(
             loader.load(record)
             if record.index in bypassed:
                 bypass(built, record)
+            if record.object in embedded:
+                embed(built, source, record)
             for entry in record.entries:
                 if entry.slot != 0:
                     set_slot(built.slots, entry.slot, built.programs[entry.slot], record)
@@ -186,9 +191,7 @@ def build(
     return built
 
 
-def build_one(
-    source: Source, target: Target, index: int, current: Generation, kept: Kept
-) -> Built:
+def build_one(source: Source, target: Target, index: int, current: Generation, kept: Kept) -> Built:
     """Load link ``index`` alone, for the slots of the ``current`` generation; fills none."""
     built = Built()
     try:
@@ -222,6 +225,11 @@ def bypass(built: Built, record: LinkRecord, slots: Map | None = None) -> None:
             raise HostError(f"cannot load the pass-through program: {error}") from error
         built.programs[entry.slot] = program
         built.own(name, program)
+
+
+def embed(built: Built, source: Source, record: LinkRecord) -> None:
+    """Pin the link's object with the generation: a later recreate needs it, and no file has it."""
+    built.own(object_pin(record.index), object_array(record, source.objects[record.object]))
 
 
 def new_record(
@@ -264,9 +272,7 @@ def _new_slots(manifest: Manifest, target: Target) -> Map:
         raise HostError(f"cannot make the chain's PROG_ARRAY: {error}", hint) from error
 
 
-def _shared_pins(
-    manifest: Manifest, current: Generation, stack: ExitStack
-) -> dict[str, Map]:
+def _shared_pins(manifest: Manifest, current: Generation, stack: ExitStack) -> dict[str, Map]:
     """The shared maps of a running generation, by the names of the shares."""
     found: dict[str, Map] = {}
     for share in manifest.share:
@@ -299,7 +305,9 @@ class _Loader:
             for share in manifest.share
             for member in share.links
         }
-        self._saved_name = saved_map_name(manifest.slots_map) if manifest.saved_code == "map" else ""
+        self._saved_name = (
+            saved_map_name(manifest.slots_map) if manifest.saved_code == "map" else ""
+        )
 
     def load(self, record: LinkRecord) -> None:
         """Load the object of ``record``, unless another link in the same file already did."""
@@ -309,7 +317,9 @@ class _Loader:
         records = [one for one in self.source.manifest.links if one.object == record.object]
         data = self.source.objects[record.object]
         try:
-            with ObjectFile.open(data, Path(record.object).stem.split(".")[0][:15] or "link") as obj:
+            with ObjectFile.open(
+                data, Path(record.object).stem.split(".")[0][:15] or "link"
+            ) as obj:
                 self._prepare(obj, records, data)
                 obj.load()
                 self._take(obj, records)
@@ -371,7 +381,9 @@ class _Loader:
                 except LibbpfError as error:
                     if error.errno != errno.EINVAL:
                         raise
-                    self.built.fresh.append(f"link {indexes[0]}: {name}: defined otherwise than before")
+                    self.built.fresh.append(
+                        f"link {indexes[0]}: {name}: defined otherwise than before"
+                    )
                     return
             self.built.kept.append(f"link {indexes[0]}: {name}")
             return
@@ -402,7 +414,8 @@ class _Loader:
     def _explained(self, error: LibbpfError, record: LinkRecord) -> BpfchainError:
         if error.errno == errno.EPERM:
             return HostError(
-                f"{record.label}: not permitted to load it", permission_hint(NEEDS[self.target.kind])
+                f"{record.label}: not permitted to load it",
+                permission_hint(NEEDS[self.target.kind]),
             )
         loading = "BPF program load failed" in error.log or "failed to load" in error.log
         if error.errno == errno.EINVAL and loading and not condense(error.verifier_log):
@@ -415,7 +428,9 @@ class _Loader:
 
 def bare_name(found: ObjectMap) -> str:
     """The map's name, for a data section without the object's name that libbpf puts in front."""
-    return found.name[found.name.find(".") :] if found.internal and "." in found.name else found.name
+    return (
+        found.name[found.name.find(".") :] if found.internal and "." in found.name else found.name
+    )
 
 
 def keepable(found: ObjectMap, *, data: bool) -> bool:
@@ -428,7 +443,9 @@ def keepable(found: ObjectMap, *, data: bool) -> bool:
     return data and bare_name(found).startswith((".data", ".bss"))
 
 
-def kept_from(old: Generation, manifest: Manifest, *, data: bool, same: Collection[int] = ()) -> Kept:
+def kept_from(
+    old: Generation, manifest: Manifest, *, data: bool, same: Collection[int] = ()
+) -> Kept:
     """The maps of ``old`` that links of ``manifest`` may go on with.
 
     A link is the same one as before if its program has the same name, at the same index or, where
@@ -466,9 +483,3 @@ def _initial_programs(data: bytes) -> Iterator[str]:
         symbol = obj.symbol_by_id[relocation.symbol]
         if symbol.type == _STT_FUNC:
             yield symbol.name
-
-
-__all__ = [
-    "NEW", "Built", "Kept", "Source", "bare_name", "build", "build_one", "bypass", "keepable",
-    "kept_from", "new_record", "read_source", "set_slot",
-]  # fmt: skip

@@ -44,7 +44,7 @@ _libc.syscall.restype = ctypes.c_long
 class PerfEvent(Fd):
     """An open perf event. What is attached by ioctl ends with it; a link keeps it open."""
 
-    kind = "[perf_event]"
+    kind = "[perf-event]"
 
     def enable(self) -> None:
         """Let it happen (PERF_EVENT_IOC_ENABLE)."""

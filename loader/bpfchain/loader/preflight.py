@@ -39,8 +39,11 @@ class Obstacle:
     hint: str | None = None
 
 
-def check(source: Source, target: Target, *, entry: int | None, bpffs: Path) -> tuple[str, ...]:
-    """Raise for the chain's faults and the host's; warnings otherwise.
+def check(
+    source: Source, target: Target, *, entry: int | None, bpffs: Path, only: int | None = None
+) -> tuple[str, ...]:
+    """Raise for the chain's faults and the host's; warnings otherwise. ``only``: the one link whose
+    object is looked at.
 
     RefusedError for a manifest that is no whole chain or does not fit ``target``; HostError for what
     the host lacks, every link that fails with its reason in the one message.
@@ -64,7 +67,7 @@ def check(source: Source, target: Target, *, entry: int | None, bpffs: Path) -> 
     check_bpffs(bpffs)
     if not os.access(bpffs, os.W_OK | os.X_OK):
         raise HostError(f"{bpffs}: not writable", "run it as root, or as the user who owns it")
-    found = list(obstacles(source, target))
+    found = list(obstacles(source, target, only))
     if found:
         raise _as_error(found)
     return warnings
@@ -78,8 +81,8 @@ def tail_call_depth(source: Source, *, entry: bool) -> int:
     return sum(not record.link.ends for record in links[:-1]) + own + entry
 
 
-def obstacles(source: Source, target: Target) -> Iterator[Obstacle]:
-    """What this host lacks, the host's own first."""
+def obstacles(source: Source, target: Target, only: int | None = None) -> Iterator[Obstacle]:
+    """What this host lacks, the host's own first, for all links or ``only`` one."""
     missing = caps.missing(NEEDS[target.kind])
     if missing:
         yield Obstacle(
@@ -90,9 +93,13 @@ def obstacles(source: Source, target: Target) -> Iterator[Obstacle]:
     mixed: str | None = None
     asked = False
     for record in source.manifest.links:
+        if only not in (None, record.index):
+            continue
         data = source.objects[record.object]
         if data[5:6] != bytes((order,)):
-            yield Obstacle(record.index, "its object is of the other byte order", "build it for this machine")
+            yield Obstacle(
+                record.index, "its object is of the other byte order", "build it for this machine"
+            )
             continue
         if len(data) < 64 or struct.unpack_from("=H", data, 18)[0] != 247:
             yield Obstacle(record.index, "its object is no BPF object")

@@ -15,7 +15,9 @@ from typing import Self
 
 from bpfchain.loader import netns
 from bpfchain.loader.hooks import driver
+from bpfchain.loader.hooks.linked import LinkAttachment, is_defunct
 from bpfchain.loader.hooks.protocol import Attachment, HookDriver, Target
+from bpfchain.loader.links import Link
 from bpfchain.loader.maps import Map
 from bpfchain.loader.places import HOST, ChainPlace
 from bpfchain.loader.programs import Program
@@ -133,9 +135,7 @@ class Situation:
 
     def _find(self, fd: int | None) -> None:
         self._target: Target | None = None
-        self._heads: dict[int, frozenset[int]] = {
-            one.number: one.heads() for one in self.complete
-        }
+        self._heads: dict[int, frozenset[int]] = {one.number: one.heads() for one in self.complete}
         self.entry_id = _pinned_program(self.place.entry)
         if not self.complete:
             # A generation that never got its record, or lost it, is attached nowhere.
@@ -144,16 +144,19 @@ class Situation:
         self._target, self.gone = present(target, self.place)
         if fd is not None:
             self._target = dataclasses.replace(self._target, fd=fd)
+        at_hook: int | None = None
         if self.gone is not None:
-            self.running = 0
-            return
-        self.attachment = driver(self._target).find(
-            self._target, pin=self.place.link, own=self.own_ids
-        )
-        if self.attachment is None:
-            self.running = 0
-            return
-        at_hook = self.attachment.program_id
+            # An interface that moved to another namespace took its programs along.
+            self.attachment = _linked(self._target, self.place)
+            at_hook = self.attachment.program_id if self.attachment else 0
+        elif self._target.kind != "socket" or self._target.fd is not None:
+            self.attachment = driver(self._target).find(
+                self._target, pin=self.place.link, own=self.own_ids
+            )
+            if self.attachment is None:
+                self.running = 0
+                return
+            at_hook = self.attachment.program_id
         self.running = at_hook
         if self.entry_id and at_hook in (self.entry_id, None):
             array = self.entry_array()
@@ -179,6 +182,20 @@ def present(target: Target, place: ChainPlace) -> tuple[Target, str | None]:
     if target.cgroup is not None and not Path(target.cgroup).is_dir():
         return target, f"cgroup {target.cgroup} is gone"
     return target, None
+
+
+def _linked(target: Target, place: ChainPlace) -> Attachment | None:
+    """The chain's link, if it is still attached, wherever that is."""
+    try:
+        link = Link.get_pinned(place.link)
+    except BpfError as error:
+        if error.errno == ENOENT:
+            return None
+        raise
+    if not is_defunct(link.info()):
+        return LinkAttachment(link, target, pin=place.link)
+    link.close()
+    return None
 
 
 def _pinned_program(path: Path) -> int | None:

@@ -3,7 +3,8 @@
 A generation's folder ``g<N>`` holds ``slots``, ``p<slot>`` for each program, ``m<link>_<map>`` for
 the links' maps, ``o<link>_<map>`` for PROG_ARRAYs of their own, and, pinned last and removed first,
 ``manifest``: a frozen array of one entry with JSON in it. A folder without ``manifest`` is
-incomplete or being freed, and never runs. A replace pins what is new under ``new_`` and the same
+incomplete or being freed, and never runs. An object that a replace patched on the way, and that is
+no file, is a frozen array too (``x<link>``). A replace pins what is new under ``new_`` and the same
 name, ``new_manifest`` last, and renames after the slot was updated.
 """
 
@@ -26,6 +27,7 @@ from bpfchain.loader.syscall import BpfError
 from bpfchain.loader.uapi import MapType
 from bpfchain.transform.errors import HostError
 from bpfchain.transform.manifest import Manifest
+from bpfchain.transform.manifest_link import LinkRecord
 from bpfchain.transform.policy import hook_named
 
 RECORD: Final = "manifest"
@@ -39,6 +41,11 @@ _MAP_NAME: Final = "bpfchain_gen"
 def program_pin(slot: int) -> str:
     """The name of the pin of the program in ``slot``."""
     return f"p{slot}"
+
+
+def object_pin(index: int) -> str:
+    """The name of the pin of a link's object, where it is no file."""
+    return f"x{index}"
 
 
 def map_pin(index: int, name: str, *, programs: bool = False) -> str:
@@ -119,12 +126,32 @@ def target_of(value: Mapping[str, Any]) -> Target:
     return Target(hook=hook_named(value["hook"]), **fields)
 
 
-def pin_record(path: Path, record: Record) -> None:
-    """Put the record into a new frozen array and pin it: no reader sees half of it."""
-    data = record.to_json()
-    with Map.create(MapType.ARRAY, 4, len(data), 1, name=_MAP_NAME) as array:
+def frozen_array(data: bytes, name: str) -> Map:
+    """A new array of one entry with this content, which nobody can change any more."""
+    array = Map.create(MapType.ARRAY, 4, len(data), 1, name=name)
+    try:
         array.update(bytes(4), data)
         array.freeze()
+    except BaseException:
+        array.close()
+        raise
+    return array
+
+
+def object_array(record: LinkRecord, data: bytes) -> Map:
+    """An array that holds a link's object: bpfchain patched it, and no file has it. HostError."""
+    try:
+        return frozen_array(data, "bpfchain_object")
+    except BpfError as error:
+        raise HostError(
+            f"{record.label}: no room in the kernel for {len(data)} bytes of object: {error}",
+            "write it to a file with -o",
+        ) from error
+
+
+def pin_record(path: Path, record: Record) -> None:
+    """Put the record into a new frozen array and pin it: no reader sees half of it."""
+    with frozen_array(record.to_json(), _MAP_NAME) as array:
         array.pin(path)
 
 
@@ -186,6 +213,15 @@ class Generation:
     def program(self, name: str) -> Program:
         """The program of that pin; the caller closes it."""
         return Program.get_pinned(self.folder / name)
+
+    def objects(self) -> dict[str, bytes]:
+        """The objects that are pinned here, by their names in the manifest."""
+        found = {}
+        for link in self.whole.manifest.links:
+            if object_pin(link.index) in self.whole.pins:
+                with self.map(object_pin(link.index)) as array:
+                    found[link.object] = array.lookup(bytes(4)) or b""
+        return found
 
     def program_id(self, name: str) -> int | None:
         """The id of the pinned program, None where there is no such pin."""

@@ -14,7 +14,9 @@ from bpfchain.verify.static.intent import Intent
 from .engines.protocol import NO_MARKER, Marker, Runs, Slots
 from .reference import ReferenceLink, low32, step
 
-__all__ = ["SAVED_SET", "Case", "Expected", "cases_of", "expect", "marker_slots", "slot_of"]
+__all__ = [
+    "SAVED_SET", "Case", "Expected", "Failure", "cases_of", "expect", "marker_slots", "slot_of",
+]  # fmt: skip
 
 SAVED_SET = 1 << 32
 """In the per-CPU map of ``--saved-code map``: a code is saved (0 is a legal one)."""
@@ -29,6 +31,13 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         state = "nothing saved" if self.state is None else f"{self.state} saved"
         return f"{state}, {'a link behind it' if self.marked else 'no link behind it'}"
+
+
+class Failure(NamedTuple):
+    """How a difference was seen: the byte that the stack was filled with, and the case."""
+
+    fill: int
+    case: Case
 
 
 class Expected(NamedTuple):

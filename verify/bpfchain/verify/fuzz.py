@@ -97,6 +97,7 @@ class Campaign:
             self.subject.original, self.subject.patched, self.intent, [batch],
             engine=self.options.engines[0], fills=self.options.fills, btf=self.options.btf,
             allow_residue=self.options.allow_residue, seed=self.seed + self.rounds,
+            save_to=self.options.save_to,
         )  # fmt: skip
         self.packets += checked.packets
         self.unmodelled = tuple(dict.fromkeys((*self.unmodelled, *checked.unmodelled)))
@@ -183,7 +184,7 @@ def campaign_of(subject: Subject, intent: Intent, options: Options) -> Campaign:
     first = check_dynamic(
         subject.original, subject.patched, intent, options.recordings, engine=options.engines[0],
         fills=options.fills, btf=options.btf, allow_residue=options.allow_residue,
-        seed=options.seed,
+        seed=options.seed, save_to=options.save_to,
     )  # fmt: skip
     edges = first.coverage.edges if first.coverage is not None else {}
     known = {edge for edge, taken in edges.items() if taken}

@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol, Self
 from bpfchain.transform.policy import Hook
 from bpfchain.verify.static.intent import Intent
 
-from .divergence import first_divergence
 from .engines.protocol import (
     NO_MARKER,
     Coverage,
@@ -173,6 +172,8 @@ class Pair:
         both = self.traced(inputs, fill, case)
         if both is None:
             return None
+        from .divergence import first_divergence  # noqa: PLC0415 - only where something differs
+
         return first_divergence(*both, self.intent, self.entry_name(case))
 
     @property
@@ -197,7 +198,9 @@ class Pair:
         candidates = [n for n in (*wrong, *effects) if n not in skipped]
         if not candidates:
             return None
-        position = min(candidates)
+        position = min(
+            candidates, key=lambda n: (n in runs.faults and runs.faults[n].consequence, n)
+        )
         if position in wrong:
             return self._verdict(original, runs, right, position)
         return show_difference(original, runs, position)

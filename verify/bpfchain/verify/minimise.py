@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bpfchain.transform.policy import Hook
 
 from .engines.hooks import has_packets
 from .engines.protocol import Inputs
-from .expected import Case
+from .expected import Case, Failure
 from .isolated import Difference
 from .packet_rules import admissible
 from .regression import recording_of, save_recording
@@ -24,18 +24,11 @@ from .result import Counterexample, Place
 if TYPE_CHECKING:
     from .recording import Recording
 
-__all__ = ["Failure", "counterexample_of"]
+__all__ = ["counterexample_of"]
 
 _SECONDS = 5.0
 """Minimising stops then: what was found by then is a counterexample as well."""
 _HEADER = 14
-
-
-class Failure(NamedTuple):
-    """How a difference was seen."""
-
-    fill: int
-    case: Case
 
 
 class Subject(Protocol):

@@ -17,6 +17,8 @@ from bpfchain.transform.errors import InconclusiveError
 from .result import CorpusUse, DynamicResult, Finding, LinkResult, Outcome, StaticResult, worst
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .recording import Recording
     from .static.intent import Intent
 
@@ -50,6 +52,8 @@ class Options:
     seed: int = 0
     run_anyway: bool = False
     """Run also what the static checker has refuted already (``verify`` shows both)."""
+    save_to: Path | None = None
+    """Where a counterexample is written (pcapng, its scenario beside it)."""
     details: bool = False
     """Also what only reports show: source lines of the coverage, maps, helpers."""
 
@@ -126,6 +130,7 @@ def _run(
                     allow_residue=options.allow_residue,
                     seed=options.seed,
                     progress=progress,
+                    save_to=options.save_to,
                 )
             )
         except InconclusiveError as error:  # the engine is not there, or does not take the object

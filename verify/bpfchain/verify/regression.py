@@ -31,9 +31,15 @@ def recording_of(inputs: Inputs, recording: Recording, hook: Hook, description: 
 
 
 def save_recording(recording: Recording, path: Path) -> None:
-    """Write the capture (pcapng) and its scenario beside it. Raises HostError."""
+    """Write the capture (pcapng) and its scenario beside it, each whole. Raises HostError."""
+    files = {
+        path: recording.capture_bytes(recording.scenario.description),
+        scenario_beside(path): recording.scenario.to_json(),
+    }
     try:
-        path.write_bytes(recording.capture_bytes(recording.scenario.description))
-        scenario_beside(path).write_bytes(recording.scenario.to_json())
+        for target, data in files.items():
+            temporary = target.with_name(f".{target.name}.tmp")
+            temporary.write_bytes(data)
+            temporary.replace(target)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}") from None

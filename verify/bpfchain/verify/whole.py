@@ -24,12 +24,12 @@ from .composed import ComposedRuns, Worlds
 from .engines import engine_named
 from .engines.hooks import context_kind
 from .engines.protocol import NO_MARKER, Inputs, LoadError, Setup
-from .expected import Case
+from .expected import Case, Failure
 from .inputs import inputs_of
 from .isolated import PatchedLoadError
-from .minimise import Failure, counterexample_of
+from .minimise import counterexample_of
 from .protocols import protocol_of
-from .reads import answered_helpers
+from .reads import answered_helpers, context_bytes
 from .result import (
     ChainResult,
     CorpusUse,
@@ -238,9 +238,7 @@ class _ChainCheck:
             self._find("corpus", Outcome.INCONCLUSIVE, f"no packet of {names} could be run")
 
     def _recording(self, recording: Recording) -> tuple[tuple[str, int], ...]:
-        inputs, skipped = inputs_of(recording, self.links[0].intent.hook)
-        if not len(inputs):
-            return tuple(skipped.items())
+        skipped: Counter[str] = Counter()
         try:
             worlds = self._worlds_for(recording)
         except LoadError as error:
@@ -248,12 +246,12 @@ class _ChainCheck:
             self._find("load", outcome, f"link {error.object} does not load: {error.message}")
         except PatchedLoadError as error:
             self._find("load", Outcome.NOT_EQUAL, f"the chain does not load: {error}")
-        except MemoryError as error:
-            self._find("memory", Outcome.INCONCLUSIVE,
-                       f"the maps are too large for the engine: {error}")  # fmt: skip
         else:
+            size = max(map(context_bytes, worlds.codes()))
+            inputs, why = inputs_of(recording, self.links[0].intent.hook, size)
+            skipped.update(why)
             inputs, more = _composable(worlds, inputs, self.fills[0])
-            skipped |= more
+            skipped.update(more)
             if len(inputs):
                 self._runs(recording, worlds, inputs)
         return tuple(skipped.items())

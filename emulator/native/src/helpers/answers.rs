@@ -81,7 +81,8 @@ impl Answers {
         let mut made = Answers::default();
         for (name, answer) in values {
             let known = NAMES.iter().find(|known| **known == name);
-            let known = known.ok_or_else(|| format!("no recorded answer can be used for {name}"))?;
+            let known =
+                known.ok_or_else(|| format!("no recorded answer can be used for {name}"))?;
             match (*known, &answer) {
                 ("ktime_step_ns", Answer::Int(step)) => made.step = *step,
                 ("ktime_step_ns", _) => return Err("ktime_step_ns must be an integer".to_string()),

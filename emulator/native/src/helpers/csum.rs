@@ -87,7 +87,8 @@ mod tests {
     /// A header of RFC 1071's kind: replaced words must give what summing anew gives.
     #[test]
     fn replacing_agrees_with_summing_anew() {
-        let mut header = *b"\x45\x00\x00\x54\x12\x34\x40\x00\x40\x01\x00\x00\x0a\x00\x00\x01\x0a\x00\x00\x02";
+        let mut header =
+            *b"\x45\x00\x00\x54\x12\x34\x40\x00\x40\x01\x00\x00\x0a\x00\x00\x01\x0a\x00\x00\x02";
         let before = fold(partial(&header, 0));
         let old = u32::from_ne_bytes(header[12..16].try_into().unwrap());
         let new = u32::from_ne_bytes([192, 168, 7, 9]);

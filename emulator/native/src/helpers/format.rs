@@ -80,7 +80,12 @@ pub fn format(format: &[u8], args: &[u64], peek: &mut dyn Peek) -> Result<Vec<u8
 
 /// After `%p`; returns the place after the conversion.
 fn pointer(
-    out: &mut Vec<u8>, format: &[u8], at: usize, arg: u64, field: &Field, peek: &mut dyn Peek,
+    out: &mut Vec<u8>,
+    format: &[u8],
+    at: usize,
+    arg: u64,
+    field: &Field,
+    peek: &mut dyn Peek,
 ) -> Result<usize, i64> {
     let byte = |at: usize| format.get(at).copied().unwrap_or(0);
     let (first, second) = (byte(at), byte(at + 1));
@@ -125,7 +130,11 @@ fn pointer(
 }
 
 fn integer(
-    out: &mut Vec<u8>, conversion: u8, long: bool, arg: u64, field: &Field,
+    out: &mut Vec<u8>,
+    conversion: u8,
+    long: bool,
+    arg: u64,
+    field: &Field,
 ) -> Result<(), i64> {
     let signed = if long { arg as i64 } else { i64::from(arg as i32) };
     let unsigned = if long { arg } else { u64::from(arg as u32) };
@@ -181,9 +190,14 @@ mod tests {
     #[test]
     fn conversions() {
         let all = u64::MAX;
-        assert_eq!(of("%d %u %x %lld %llu %lx", &[all, all, all, all, all, all]).unwrap(),
-            "-1 4294967295 ffffffff -1 18446744073709551615 ffffffffffffffff");
-        assert_eq!(of("%04d|%-4d|%4x|%+d", &[(-5i64) as u64, 5, 10, 3]).unwrap(), "-005|5   |   a|+3");
+        assert_eq!(
+            of("%d %u %x %lld %llu %lx", &[all, all, all, all, all, all]).unwrap(),
+            "-1 4294967295 ffffffff -1 18446744073709551615 ffffffffffffffff"
+        );
+        assert_eq!(
+            of("%04d|%-4d|%4x|%+d", &[(-5i64) as u64, 5, 10, 3]).unwrap(),
+            "-005|5   |   a|+3"
+        );
         assert_eq!(of("%s,%s %c%%", &[7, 8, 65]).unwrap(), "seven, A%");
         assert_eq!(of("%pI4 %pi4", &[7, 7]).unwrap(), "1.2.3.4 001.002.003.004");
         assert_eq!(of("%pI6", &[7]).unwrap(), "0102:0304:0506:0708:090a:0b0c:0d0e:0f10");
@@ -192,9 +206,16 @@ mod tests {
 
     #[test]
     fn refused() {
-        for (text, args) in
-            [("%d", 0), ("%#x", 1), ("%.3d", 1), ("%f", 1), ("%pA", 1), ("%hd", 1), ("\u{e4}", 0), ("%", 1)]
-        {
+        for (text, args) in [
+            ("%d", 0),
+            ("%#x", 1),
+            ("%.3d", 1),
+            ("%f", 1),
+            ("%pA", 1),
+            ("%hd", 1),
+            ("\u{e4}", 0),
+            ("%", 1),
+        ] {
             assert_eq!(of(text, &vec![1; args]), Err(-EINVAL), "{text}");
         }
     }

@@ -96,4 +96,3 @@ pub fn for_each(env: &mut Env, a: [u64; 5]) -> HelperResult {
     }
     Ok(calls)
 }
-

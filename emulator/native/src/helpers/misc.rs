@@ -1,8 +1,8 @@
 //! Time, randomness, CPU, locks and loops.
 
 use super::args::{error, writable};
-use super::recorded::given;
 use super::names::name;
+use super::recorded::given;
 use crate::env::{Env, HelperResult};
 use crate::maps::errno::{E2BIG, EINVAL};
 

@@ -1,7 +1,7 @@
 //! Helpers that name where a packet goes. The event is the call: whether the packet goes there
 //! depends on the verdict, which is compared as well.
 
-use super::args::{error, map, readable, skb, size};
+use super::args::{error, map, readable, size, skb};
 use super::unmodelled;
 use crate::env::{Context, Env, HelperResult};
 use crate::fault::Fault;
@@ -17,8 +17,14 @@ const BPF_F_EXCLUDE_INGRESS: u64 = 16;
 /// sizeof(struct bpf_redir_neigh)
 const NEIGH_SIZE: usize = 20;
 
-fn payload(ifindex: u64, flags: u64) -> Vec<u8> {
-    [&(ifindex as u32).to_le_bytes()[..], &flags.to_le_bytes()].concat()
+const HEAD: usize = 12;
+
+/// What all these events begin with.
+fn payload(ifindex: u64, flags: u64) -> [u8; HEAD] {
+    let mut bytes = [0; HEAD];
+    bytes[..4].copy_from_slice(&(ifindex as u32).to_le_bytes());
+    bytes[4..].copy_from_slice(&flags.to_le_bytes());
+    bytes
 }
 
 /// `bpf_redirect(ifindex, flags)`.
@@ -50,9 +56,11 @@ pub fn neigh(env: &mut Env, a: [u64; 5]) -> HelperResult {
     if (!params.is_empty() && params.len() < NEIGH_SIZE) || a[3] != 0 {
         return Ok(TC_ACT_SHOT);
     }
-    let mut bytes = payload(a[0], a[3]);
-    bytes.extend_from_slice(&params[..params.len().min(NEIGH_SIZE)]);
-    env.event("redirect_neigh", None, &bytes);
+    let given = params.len().min(NEIGH_SIZE);
+    let mut bytes = [0; HEAD + NEIGH_SIZE];
+    bytes[..HEAD].copy_from_slice(&payload(a[0], a[3]));
+    bytes[HEAD..HEAD + given].copy_from_slice(&params[..given]);
+    env.event("redirect_neigh", None, &bytes[..HEAD + given]);
     Ok(TC_ACT_REDIRECT)
 }
 
@@ -69,8 +77,11 @@ pub fn by_map(env: &mut Env, a: [u64; 5]) -> HelperResult {
     } else {
         XDP_REDIRECT
     };
-    let words = [a[1], a[2], result].map(u64::to_le_bytes);
-    env.event("redirect_map", Some(map), &words.concat());
+    let mut bytes = [0; 24];
+    for (place, word) in bytes.chunks_exact_mut(8).zip([a[1], a[2], result]) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    env.event("redirect_map", Some(map), &bytes);
     Ok(result)
 }
 
@@ -81,7 +92,7 @@ pub fn clone(env: &mut Env, a: [u64; 5]) -> HelperResult {
         return Ok(error(EINVAL));
     }
     let len = (env.packet.data_end - env.packet.data) as usize;
-    let mut bytes = payload(a[1], a[2]);
+    let mut bytes = payload(a[1], a[2]).to_vec();
     bytes.extend_from_slice(readable(env, env.packet.data, len)?);
     env.event("clone_redirect", None, &bytes);
     Ok(0)

@@ -137,7 +137,8 @@ pub fn adjust_room(env: &mut Env, a: [u64; 5]) -> HelperResult {
     if bad {
         return Ok(error(ENOTSUPP));
     }
-    let refused = if shrink { narrow(env, offset, len, flags) } else { widen(env, offset, len, flags) };
+    let refused =
+        if shrink { narrow(env, offset, len, flags) } else { widen(env, offset, len, flags) };
     if let Some(number) = refused {
         return Ok(error(number));
     }

@@ -6,7 +6,7 @@ use super::args::{error, readable, size, skb, writable};
 use super::recorded::given;
 use crate::context::{get, put, skb as field};
 use crate::env::{Env, HelperResult};
-use crate::maps::errno::{EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, ENOTSUPP};
+use crate::maps::errno::{EFAULT, EINVAL, ENOMEM, ENOTSUPP, EOPNOTSUPP};
 use crate::space::PACKET;
 
 const BPF_F_RECOMPUTE_CSUM: u64 = 1;

@@ -77,7 +77,9 @@ pub fn l4_replace(env: &mut Env, a: [u64; 5]) -> HelperResult {
     }
     let new = match a[4] & FIELD_MASK {
         // Two bytes are replaced as four, for the pseudo header's sake; the sum is the same.
-        2 => Some(csum::replace4(old, u64::from(a[2] as u16) as u32, u64::from(a[3] as u16) as u32)),
+        2 => {
+            Some(csum::replace4(old, u64::from(a[2] as u16) as u32, u64::from(a[3] as u16) as u32))
+        }
         _ => replaced(old, a[2], a[3], a[4]),
     };
     let Some(new) = new else { return Ok(error(EINVAL)) };

@@ -128,7 +128,10 @@ impl Maps {
             return Err(AddError::Invalid(why));
         }
         if spec.inner.is_some_and(|inner| inner >= self.count()) {
-            return Err(AddError::Invalid(format!("map {}: there is no such inner map", spec.label)));
+            return Err(AddError::Invalid(format!(
+                "map {}: there is no such inner map",
+                spec.label
+            )));
         }
         spec.readonly |= spec.flags & kind::BPF_F_RDONLY_PROG != 0;
         let kind = Kind::of(spec.kind);
@@ -170,7 +173,8 @@ impl Maps {
             }
             Kind::ArrayOfMaps => map.store = Store::Inner(self.many(&map, entries)?),
             Kind::ProgArray => {
-                map.store = Store::Slots(vec![Slot::Empty; self.many::<Slot>(&map, entries)?.len()]);
+                map.store =
+                    Store::Slots(vec![Slot::Empty; self.many::<Slot>(&map, entries)?.len()]);
             }
             Kind::Devmap | Kind::Cpumap | Kind::Xskmap => {
                 // Programs may look at a devmap's values.
@@ -187,7 +191,8 @@ impl Maps {
             Kind::Ringbuf => {
                 self.account(&map, entries as u64)?;
                 let buffer = space.take(entries * 2, 4096).map_err(AddError::Memory)?;
-                let region = space.add_region(buffer, 1, entries as u32 * 2, entries as u32 * 2, true);
+                let region =
+                    space.add_region(buffer, 1, entries as u32 * 2, entries as u32 * 2, true);
                 space.region_mut(region).live = false;
                 map.base = buffer;
                 map.store = Store::Ring(Ring::new(buffer, entries as u64, region));

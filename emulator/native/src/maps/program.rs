@@ -51,9 +51,11 @@ impl Maps {
                 let cpus = if map.kind.percpu() { cpus } else { 1 };
                 map.base + ((slot as usize * cpus + cpu) * map.stride) as u64
             })),
-            Store::Inner(inner) => {
-                Ok(inner.get(number(key)).copied().flatten().map_or(0, |map| HANDLE + u64::from(map)))
-            }
+            Store::Inner(inner) => Ok(inner
+                .get(number(key))
+                .copied()
+                .flatten()
+                .map_or(0, |map| HANDLE + u64::from(map))),
             Store::InnerTable(table, inner) => {
                 Ok(table.lookup(key).map_or(0, |slot| HANDLE + u64::from(inner[slot as usize])))
             }
@@ -68,7 +70,13 @@ impl Maps {
 
     /// Update the value for `cpu`; the result is 0 or a negative error number.
     pub fn set(
-        &mut self, space: &mut Space, map: u32, key: &[u8], value: &[u8], flags: u64, cpu: usize,
+        &mut self,
+        space: &mut Space,
+        map: u32,
+        key: &[u8],
+        value: &[u8],
+        flags: u64,
+        cpu: usize,
     ) -> Result<i64, Unmodelled> {
         if self.maps[map as usize].spec.readonly {
             return Ok(-EPERM);
@@ -296,7 +304,11 @@ impl Maps {
 
     /// See `Ring::commit`.
     pub fn ring_commit(
-        &mut self, space: &mut Space, map: u32, address: u64, discard: bool,
+        &mut self,
+        space: &mut Space,
+        map: u32,
+        address: u64,
+        discard: bool,
     ) -> Option<Vec<(u64, u64)>> {
         let ring = self.ring(map)?;
         let seen = ring.commit(address, discard)?;

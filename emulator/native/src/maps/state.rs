@@ -45,7 +45,9 @@ impl Maps {
                     }
                     *store = content.store.clone();
                     if !content.values.is_empty() {
-                        space.bytes_mut(map.base, content.values.len()).copy_from_slice(&content.values);
+                        space
+                            .bytes_mut(map.base, content.values.len())
+                            .copy_from_slice(&content.values);
                     }
                     if let (Store::Targets(targets), true) = (&*store, map.base != 0) {
                         for (index, target) in targets.iter().enumerate() {
@@ -84,7 +86,9 @@ impl Maps {
                 .keys
                 .slots()
                 .into_iter()
-                .map(|slot| (table.keys.key(slot).to_vec(), self.value_of(space, map, slot as usize)))
+                .map(|slot| {
+                    (table.keys.key(slot).to_vec(), self.value_of(space, map, slot as usize))
+                })
                 .collect(),
             Store::InnerTable(table, inner) => table
                 .keys
@@ -150,7 +154,12 @@ impl Maps {
 
     /// Whether the contents differ; maps of different sizes do. The other world may be parked.
     pub fn differs(
-        &self, space: &Space, map: u32, other: &Maps, other_space: &Space, other_map: u32,
+        &self,
+        space: &Space,
+        map: u32,
+        other: &Maps,
+        other_space: &Space,
+        other_map: u32,
     ) -> bool {
         let (Some(a), Some(b)) = (self.get(map), other.get(other_map)) else { return true };
         let shape = |map: &Map| (map.kind, map.key_size, map.value_size, map.spec.max_entries);

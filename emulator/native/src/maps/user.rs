@@ -24,7 +24,12 @@ impl Maps {
     /// BPF_MAP_UPDATE_ELEM. Per-CPU kinds take one value for all CPUs, or one for each of them in
     /// multiples of eight bytes.
     pub fn update(
-        &mut self, space: &mut Space, map: u32, key: &[u8], value: &[u8], flags: u64,
+        &mut self,
+        space: &mut Space,
+        map: u32,
+        key: &[u8],
+        value: &[u8],
+        flags: u64,
     ) -> Result<(), i32> {
         let checked = self.checked(map, key)?;
         let each = checked.kind.percpu() && value.len() == checked.stride * self.cpus;
@@ -97,7 +102,12 @@ impl Maps {
     }
 
     /// BPF_MAP_LOOKUP_ELEM; None where there is no such key. Queue and stack: the next value.
-    pub fn lookup(&mut self, space: &mut Space, map: u32, key: &[u8]) -> Result<Option<Vec<u8>>, i32> {
+    pub fn lookup(
+        &mut self,
+        space: &mut Space,
+        map: u32,
+        key: &[u8],
+    ) -> Result<Option<Vec<u8>>, i32> {
         let found = self.checked(map, key)?;
         match &found.store {
             Store::Array(_) => {
@@ -155,7 +165,9 @@ impl Maps {
         let map = &mut self.maps[map as usize];
         match &mut map.store {
             Store::Array(_) | Store::Queue(_) => Err(positive(EINVAL)),
-            Store::Table(table) | Store::InnerTable(table, _) => table.delete(key).map_err(positive),
+            Store::Table(table) | Store::InnerTable(table, _) => {
+                table.delete(key).map_err(positive)
+            }
             Store::Targets(targets) => {
                 let index = number(key);
                 *targets.get_mut(index).ok_or(positive(EINVAL))? = None;

@@ -52,9 +52,9 @@ impl Values {
         let direct = self.direct.get();
         let words = self.touched.iter().enumerate();
         let touched = words.filter(move |(_, word)| direct || **word != 0);
-        touched.flat_map(|(at, _)| at * 64..at * 64 + 64).filter(move |chunk| {
-            *chunk < count && self.is_touched(*chunk)
-        })
+        touched
+            .flat_map(|(at, _)| at * 64..at * 64 + 64)
+            .filter(move |chunk| *chunk < count && self.is_touched(*chunk))
     }
 
     fn place(&self, chunk: usize) -> (u64, usize) {
@@ -101,6 +101,7 @@ impl Values {
             let ((here, len), (there, _)) = (self.place(chunk), other.place(chunk));
             space.bytes(here, len) != other_space.bytes(there, len)
         };
-        self.chunks().any(both) || other.chunks().any(|chunk| !self.is_touched(chunk) && both(chunk))
+        self.chunks().any(both)
+            || other.chunks().any(|chunk| !self.is_touched(chunk) && both(chunk))
     }
 }

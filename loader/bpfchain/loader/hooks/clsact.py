@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bpfchain.loader import netlink, query
@@ -191,24 +191,30 @@ class ClsactDriver:
                     )
                 )  # fmt: skip
         filters = netlink.filters(ifindex, target.direction)
-        ours = next((i for i, one in enumerate(filters) if one.program_id in own), None)
-        for i, one in enumerate(filters):
-            if one.program_id is not None and one.program_id in own:
-                continue
-            place = "behind" if ours is not None and i > ours else "before"
-            if ours is None:
-                place = "before" if one.priority < PRIORITY else "behind"
-            found.append(described(one, f"runs {place} the chain"))
+        ours = next((one for one in filters if one.program_id in own), None)
+        limit = target.priority or PRIORITY
+        for one in others(filters, own):
+            first = filters.index(one) < filters.index(ours) if ours else one.priority < limit
+            found.append(described(one, f"runs {'before' if first else 'behind'} the chain"))
         return tuple(found)
+
+
+def others(filters: Iterable[Filter], own: Collection[int]) -> Iterator[Filter]:
+    """The filters that are not the chain's. A filter of many parts (u32) comes once."""
+    seen: set[tuple[str, int]] = set()
+    for one in filters:
+        if one.program_id is None:
+            if (one.kind, one.priority) not in seen:
+                yield one
+            seen.add((one.kind, one.priority))
+        elif one.program_id not in own:
+            yield one
 
 
 def described(one: Filter, place: str) -> Foreign:
     """A filter that is not the chain's; ``place``: how it stands to the chain."""
-    what = f"clsact filter, priority {one.priority}, handle {one.handle:#x}, {place}"
-    name = one.name
     if one.program_id is None:
-        what = f"{one.kind} {what}"
-    else:
-        what = f"{query.called(one.program_id)} in a {what}"
-        name = query.program_name(one.program_id)
-    return Foreign("clsact filter", one.program_id, name, what)
+        what = f"{one.kind} filters of clsact, priority {one.priority}, {place}"
+        return Foreign("clsact filter", None, None, what)
+    what = f"{query.called(one.program_id)} in a clsact filter, priority {one.priority}, {place}"
+    return Foreign("clsact filter", one.program_id, query.program_name(one.program_id), what)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bpfchain.loader import netlink, query
-from bpfchain.loader.hooks.clsact import described
+from bpfchain.loader.hooks.clsact import described, others
 from bpfchain.loader.hooks.explain import attach_error
 from bpfchain.loader.hooks.linked import LinkAttachment, pinned_link
 from bpfchain.loader.hooks.protocol import Attachment, Foreign, NoSuchHookError, Target
@@ -101,8 +101,7 @@ class TcxDriver:
         assert target.direction
         found += (
             described(one, "runs behind all of tcx, if that lets a packet on to it (NEXT)")
-            for one in netlink.filters(ifindex, target.direction)
-            if one.program_id is None or one.program_id not in own
+            for one in others(netlink.filters(ifindex, target.direction), own)
         )
         return tuple(found)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from bpfchain.loader.entry import ENTRY_ARRAY, check_code, entry_program
 from bpfchain.loader.generation import Built, Source, build, new_record
 from bpfchain.loader.hooks import driver
 from bpfchain.loader.hooks.protocol import Target
 from bpfchain.loader.maps import Map
 from bpfchain.loader.operations.common import Done, opened
-from bpfchain.loader.operations.repair import free_all
+from bpfchain.loader.operations.repair import detach, free_all
 from bpfchain.loader.places import ChainPlace, siblings
 from bpfchain.loader.preflight import check
 from bpfchain.loader.programs import Program
 from bpfchain.loader.situation import Situation
-from bpfchain.loader.store import generations
 from bpfchain.loader.syscall import BpfError
 from bpfchain.loader.uapi import MapType
 from bpfchain.transform.errors import BpfchainError, HostError, UsageError
@@ -41,7 +42,7 @@ def load(
                 built.pin(folder, record)
                 _attach(built, source, place, target, entry, force)
             except BaseException:
-                _take_back(place)
+                _take_back(place, target.fd)
                 raise
     return Done(
         operation="load", place=place, target=target, generation=1, repaired=state.repaired,
@@ -79,7 +80,7 @@ def _check_free(situation: Situation, place: ChainPlace) -> None:
     """This chain must not run there already."""
     if situation.current is not None:
         number = situation.current.number
-        raise UsageError(
+        raise HostError(
             f"{place} is loaded already (generation {number})",
             "`bpfchain recreate` exchanges it, `bpfchain unload` ends it",
         )
@@ -164,12 +165,9 @@ def _hang(program: Program, place: ChainPlace, target: Target, force: bool) -> N
         attachment.close()
 
 
-def _take_back(place: ChainPlace) -> None:
-    """After a failure: nothing is attached, so no pin must stay."""
-    for one in generations(place):
-        one.folder.joinpath("manifest").unlink(missing_ok=True)
-    try:
-        with Situation(place) as situation:
-            free_all(situation)
-    except (OSError, BpfchainError):  # the first error is the one to tell; the next command repairs
-        return
+def _take_back(place: ChainPlace, fd: int | None) -> None:
+    """After a failure, wherever it was: what was attached is detached, and no pin stays."""
+    # the first error is the one to tell; what stays is repaired by the next command
+    with contextlib.suppress(OSError, BpfchainError), Situation(place, fd=fd) as situation:
+        detach(situation)
+        free_all(situation)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from bpfchain.loader import grace
 from bpfchain.loader.generation import Source, build, kept_from, new_record
 from bpfchain.loader.operations.common import (
     Done,
     Opened,
     check_swappable,
     opened,
-    release,
     running,
     swap_head,
 )
@@ -36,10 +36,10 @@ def recreate(
 def recreate_in(
     state: Opened, source: Source, place: ChainPlace, *, keep_data: bool = False,
     bypassed: tuple[int, ...] = (), same: Collection[int] = (), operation: str = "recreate",
-    why: str | None = None,
+    why: str | None = None, embedded: Collection[str] = (),
 ) -> Done:  # fmt: skip
     """The same, under a lock that is held. ``same``: links that are the ones before, whatever their
-    programs are called."""
+    programs are called; ``embedded``: names of objects that no file has."""
     situation = state.situation
     current = running(place, state)
     target = situation.target
@@ -50,24 +50,23 @@ def recreate_in(
     warnings = check(source, target, entry=entry, bpffs=place.root.parent)
     number = current.number + 1
     kept = kept_from(current, source.manifest, data=keep_data, same=same)
-    with build(source, target, kept=kept, bypassed=bypassed) as built, situation.head() as old:
+    with (
+        build(source, target, kept=kept, bypassed=bypassed, embedded=embedded) as built,
+        situation.head() as old,
+    ):
         record = new_record(
             built, source, target, number, operation, entry=entry, bypassed=bypassed
         )
         folder = place.generation(number)
         folder.mkdir()
-        try:
-            built.pin(folder, record)
-            swap_head(situation, built.head, old)
-        except BaseException:
-            remove_generation(folder)
-            raise
-    release(situation)
+        built.pin(folder, record)
+        swap_head(situation, built.head, old)
+    grace.wait()
     for one in situation.complete:
         if one.number < current.number:
             remove_generation(one.folder)
     return Done(
-        operation="recreate", place=place, target=target, generation=number, why=why,
+        operation="recreate", place=place, target=target, generation=number, before=current.number, why=why,
         repaired=state.repaired, notes=(*warnings, *built.fresh), kept=tuple(built.kept),
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bpfchain.loader import grace
-from bpfchain.loader.places import ChainPlace
 from bpfchain.loader.situation import Situation
 from bpfchain.loader.store import (
     Generation,
@@ -41,7 +40,8 @@ def unfinished(situation: Situation) -> list[Unfinished]:
             found.append(Unfinished(f"the chain is not attached: {situation.gone}", "free it"))
         else:
             found.append(Unfinished(
-                "a load or unload was cut short: nothing is attached", "free what is left"
+                "nothing is attached: a load or unload was cut short, or someone detached the chain",
+                "free what is left",
             ))  # fmt: skip
         return found
     for one in situation.superfluous:
@@ -51,9 +51,9 @@ def unfinished(situation: Situation) -> list[Unfinished]:
         ))  # fmt: skip
     for folder in situation.partial:
         found.append(Unfinished(f"generation {folder.name[1:]} is incomplete", "free it"))
-    for one in (current, situation.previous):
-        if one is not None:
-            found += _in_generation(one, situation)
+    for kept in (current, situation.previous):
+        if kept is not None:
+            found += _in_generation(kept, situation)
     return found
 
 
@@ -84,31 +84,25 @@ def slot_updated(one: Generation, new: Record, situation: Situation) -> bool:
         return slots.slot(slot) == number
 
 
-def repair(place: ChainPlace, *, fd: int | None = None, strange: bool = False) -> tuple[str, ...]:
+def repair(situation: Situation) -> tuple[str, ...]:
     """Bring a chain into one of two states: running with all its pins, or not there at all.
 
-    The caller holds the lock. Answers what was done, one line each. HostError where the chain's
-    attachment runs a program of no generation, unless ``strange``: someone else changed it.
+    The caller holds the lock. Answers what was done, one line each; then ``situation`` is out of
+    date. HostError where the chain's attachment runs a program of no generation.
     """
-    with Situation(place, fd=fd) as situation:
-        if situation.empty:
-            return ()
-        if situation.strange:
-            if strange:
-                return ()
-            raise HostError(
-                f"{place}: the hook runs program {situation.running}, which is of no generation: "
-                "someone else exchanged it",
-                "`bpfchain unload` detaches it and frees the chain",
-            )
-        todo = unfinished(situation)
-        done = tuple(f"{one.what}: {_DONE[one.will]}" for one in todo)
-        if not todo:
-            return ()
-        grace.wait()  # what is freed below may have been exchanged a moment ago
-        if situation.current is None:
-            free_all(situation)
-            return done
+    if situation.strange:
+        raise HostError(
+            f"{situation.place}: the hook runs program {situation.running}, which is of no "
+            "generation: someone else exchanged it",
+            "`bpfchain unload` detaches it and frees the chain",
+        )
+    todo = unfinished(situation)
+    if not todo:
+        return ()
+    grace.wait()  # what is freed below may have been exchanged a moment ago
+    if situation.current is None:
+        free_all(situation)
+    else:
         for folder in situation.partial:
             remove_generation(folder)
         for one in situation.superfluous:
@@ -116,7 +110,7 @@ def repair(place: ChainPlace, *, fd: int | None = None, strange: bool = False) -
         for kept in (situation.current, situation.previous):
             if kept is not None:
                 _settle(kept, situation)
-        return done
+    return tuple(f"{one.what}: {_DONE[one.will]}" for one in todo)
 
 
 _DONE = {
@@ -135,6 +129,15 @@ def _settle(one: Generation, situation: Situation) -> None:
         return
     drop_new(one)
     drop_unnamed(one.folder, one.whole)
+
+
+def detach(situation: Situation) -> None:
+    """End the chain's attachment, if there is one, and wait until no packet is in it."""
+    attachment = situation.attachment
+    if attachment is not None:
+        attachment.detach()
+        attachment.unpin(situation.place.link)
+        grace.wait()
 
 
 def free_all(situation: Situation) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bpfchain.loader import grace
 from bpfchain.loader.operations.common import (
     Done,
     check_swappable,
     opened,
-    release,
     running,
     swap_head,
 )
@@ -35,10 +35,10 @@ def rollback(place: ChainPlace, *, fd: int | None = None) -> Done:
         _check_whole(previous)
         with previous.program("p0") as new, situation.head() as old:
             swap_head(situation, new, old)
-        release(situation)
+        grace.wait()
         remove_generation(current.folder)
         return Done(
-            operation="rollback", place=place, target=target, generation=previous.number,
+            operation="rollback", place=place, target=target, generation=previous.number, before=current.number,
             repaired=state.repaired,
         )  # fmt: skip
 

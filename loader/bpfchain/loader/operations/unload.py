@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from bpfchain.loader import grace
-from bpfchain.loader.operations.common import Done, opened
-from bpfchain.loader.operations.repair import free_all
+from bpfchain.loader.operations.common import Done, looking
+from bpfchain.loader.operations.repair import detach, free_all, unfinished
 from bpfchain.loader.places import ChainPlace
-from bpfchain.transform.errors import UsageError
+from bpfchain.transform.errors import HostError, UsageError
 
 
-def unload(place: ChainPlace, *, fd: int | None = None) -> Done:
-    """Detach the chain and free everything of it. UsageError where it is not there, HostError."""
-    with opened(place, fd=fd, strange=True) as state:
-        situation = state.situation
-        target = situation.target
-        if target is None or situation.empty:
-            if state.repaired:
-                raise UsageError(f"{place} was not loaded any more: {'; '.join(state.repaired)}")
+def unload(place: ChainPlace, *, fd: int | None = None, force: bool = False) -> Done:
+    """Detach the chain and free everything of it, whatever state it was left in.
+
+    UsageError where it is not there, HostError. ``force``: free a chain on a socket that nobody
+    hands over; if that lives, it is left with the head alone.
+    """
+    with looking(place, fd=fd) as situation:
+        if situation.empty:
             raise UsageError(f"{place} is not loaded", "`bpfchain status` shows what is")
-        if situation.attachment is not None:
-            situation.attachment.detach()
-            situation.attachment.unpin(place.link)
-            grace.wait()
+        left = tuple(one.what for one in unfinished(situation))
+        number = situation.current.number if situation.current else None
+        if situation.attachment is None and situation.running is None and not force:
+            raise HostError(
+                f"{place}: only the owner of the socket can detach it",
+                "hand the socket over with --socket FD; --force frees the chain where it is closed",
+            )
+        detach(situation)
         free_all(situation)
-    return Done(
-        operation="unload", place=place, target=target, generation=None, repaired=state.repaired
-    )
+        return Done(
+            operation="unload", place=place, target=situation.target, generation=None,
+            before=number, repaired=left,
+        )  # fmt: skip

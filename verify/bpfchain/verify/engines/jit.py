@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bpfchain.emulator.machine import JitMachine
+from bpfchain.emulator.jit import JitMachine
 from bpfchain.transform.policy import Hook
 
 from .machine_session import MachineSession

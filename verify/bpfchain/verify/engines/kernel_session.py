@@ -202,10 +202,11 @@ class KernelSession:
         name = f"link{number}"
         if self._setup.btf is None:
             return ObjectFile.open(data, name)
-        with tempfile.NamedTemporaryFile(suffix=".btf") as file:  # libbpf takes a path only
-            file.write(self._setup.btf)
-            file.flush()
-            return ObjectFile.open(data, name, btf=file.name)
+        # libbpf takes a path only, and reads it when it loads
+        file = self._stack.enter_context(tempfile.NamedTemporaryFile(suffix=".btf"))
+        file.write(self._setup.btf)
+        file.flush()
+        return ObjectFile.open(data, name, btf=file.name)
 
     def _shared_name(self, number: int, name: str) -> str:
         if name and name == self._setup.slots_map:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from bpfchain.emulator.link import LinkedObject, link_object
-from bpfchain.emulator.machine import Machine, Packets
+from bpfchain.emulator.interpreter import Machine, Packets
 from bpfchain.transform.errors import RefusedError, UsageError
 
 from .hooks import context_kind

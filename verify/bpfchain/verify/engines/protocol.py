@@ -172,6 +172,11 @@ class RunFault(NamedTuple):
         """False where the engine lacks something; then the program may be all right."""
         return self.kind != "unmodelled"
 
+    @property
+    def consequence(self) -> bool:
+        """True for a packet that has no result because the process died on another one."""
+        return self.what.startswith("no result")
+
     def __str__(self) -> str:
         if self.kind == "unmodelled":
             return f"{self.what} is not modelled"

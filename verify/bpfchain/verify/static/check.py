@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from bpfchain.transform.errors import BpfchainError, InconclusiveError, UsageError
+from bpfchain.transform.errors import BpfchainError, InconclusiveError, RefusedError, UsageError
 from bpfchain.transform.policy import hook_of_section
 from bpfchain.verify.result import Finding, Outcome, Residue, StaticResult, worst
 from bpfchain.verify.static.align import Aligned, align
@@ -47,8 +47,8 @@ def check_link(
     """Check one link of ``patched`` against the object that it was made of.
 
     ``program`` names the link where several were made of ``original``; ``lief`` reads both files a
-    second time, through LIEF. Raises InconclusiveError where a file cannot be read or does not tell
-    what was intended, UsageError where ``program`` names no link.
+    second time, through LIEF. Raises InconclusiveError where a file cannot be read, or what OUT says
+    of itself cannot; RefusedError where OUT holds no link, UsageError where ``program`` names none.
     """
     before, after = _read(original, "IN"), _read(patched, "OUT")
     try:
@@ -105,7 +105,7 @@ def _read(data: bytes, file: str) -> Obj:
 def _choose(earlier: tuple[Intent, ...], told: tuple[Intent, ...], program: str | None) -> Intent:
     """The link to check: the one that OUT holds and IN does not."""
     if not told:
-        raise InconclusiveError(
+        raise RefusedError(
             f"OUT holds no link: it has no section {SECTION}",
             "it was not made by bpfchain-transform, or `bpftool gen object` dropped the section",
         )
@@ -257,10 +257,10 @@ def _hints(pair: Pair, aligned: Aligned) -> Iterable[Finding]:
         own = intent.keep.endswith(_OWN)
         right = not kept if own else kept == {intent.keep}
     if not right:
-        real = ", ".join(sorted(kept)) or "nowhere"
+        found = ", ".join(sorted(kept)) or "nowhere"
         yield differs(
             "provenance",
-            f"section {SECTION}: keep={intent.keep or ''}, and the context is put {real}",
+            f"section {SECTION}: keep={intent.keep or ''}, and the context is put {found}",
         )
     if intent.strategy == "none" and added:
         yield differs(

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bpfchain.verify.static import insns as i
 from bpfchain.verify.static.align import code_target
 from bpfchain.verify.static.insns import FRAME, MAX_STACK, WIDTHS, Insn
-from bpfchain.verify.static.model import Function, Obj
+from bpfchain.verify.static.model import Function, Obj, Unreadable
 from bpfchain.verify.static.signatures import CALLBACKS, HELPERS, TAIL_CALL, Argument
 from bpfchain.verify.static.values import (
     CONTEXT,
@@ -189,7 +189,7 @@ def analyse(
     ``kept`` and ``cells`` are registers and stack slots (offset from r10) that hold something when
     it begins. ``adjusted`` are, per section, the slots to which CO-RE relocations apply: what the
     loader writes there is not known. ``sizes`` are key and value size of the maps, by name.
-    ``budget`` bounds the second run, in blocks.
+    ``budget`` bounds the second run, in blocks. Raises Unreadable for what is no program.
     """
     run = _Run(obj, adjusted or {}, sizes or {})
     registers: list[Value] = [None] * 11
@@ -326,6 +326,9 @@ class _Run:
         while at < end:
             insn = code[at]
             slot = shape.base + at
+            if insn.dst > FRAME or (insn.src > FRAME and insn.code != i.LDDW):
+                name = self.obj.sections[section].name
+                raise Unreadable(f"instruction {name}+{slot} names a register that does not exist")
             if insn.code == i.EXIT:
                 known = exits.get(slot)
                 exits[slot] = state if known is None else _join_states(known, state)
@@ -363,8 +366,8 @@ class _Run:
             right = regs[insn.src] if insn.code & i.REGISTER_SOURCE else number(insn.imm)
             left = regs[insn.dst]
             if adjusted and not (self.by_path and insn.imm > 1):
-                # by path, a size is taken as the object's own types have it (0 and 1 are answers
-                # to "does it exist", and may be either)
+                # by path, sizes and offsets are taken as the object's own types have them (0 and 1
+                # are answers to "does it exist", and may be either)
                 right = None if not isinstance(right, Stack) else maybe(right)
             regs[insn.dst] = alu(insn, left, right)
         elif kind == i.CLASS_LDX:
@@ -601,7 +604,7 @@ class _Run:
         if not isinstance(pointer, Stack):
             # 32 bits of a context can be a whole pointer
             return narrow if size < 4 else None
-        if adjusted:
+        if adjusted and not self.by_path:
             pointer = Stack(pointer.depth, -FAR, FAR, pointer.sure)
         self._touch(pointer, offset, (read.section, read.slot))
         self._read_bytes(state, read, pointer, offset, size)
@@ -628,7 +631,7 @@ class _Run:
             if isinstance(value, Stack):
                 self._escape(value)
             return
-        if adjusted:
+        if adjusted and not self.by_path:
             pointer = Stack(pointer.depth, -FAR, FAR, pointer.sure)
         self._touch(pointer, offset, place)
         self._write_bytes(state, pointer, offset, size, size)
@@ -644,9 +647,7 @@ class _Run:
             return
         low, high = pointer.low + offset, pointer.high + offset + size
         if low != high - size and not (low >= -MAX_STACK and high <= 0):
-            if self.by_path:
-                return  # nobody knows which bytes; the verifier did
-            low, high = -MAX_STACK, 0
+            low, high = -MAX_STACK, 0  # any of them
         wanted = _bytes(low, high - low)
         missing = wanted & ~state.frames[pointer.depth].written
         if missing:
