@@ -117,7 +117,10 @@ def main() -> int:
     print()
     run("bpfchain", "inspect", str((OUT / "link0.o").relative_to(ROOT)))
     print()
-    run("bpfchain", "verify", str((OUT / "manifest.json").relative_to(ROOT)))
+    run(
+        "bpfchain", "verify", str((OUT / "manifest.json").relative_to(ROOT)),
+        "--scenario", "examples/thesis/scenario.json",
+    )  # fmt: skip
     print()
     manifest = json.loads((OUT / "manifest.json").read_text())
     names = [link["program"] for link in manifest["links"]]

@@ -73,9 +73,9 @@ def test_a_sound_link_stays_equal_and_coverage_grows(original: bytes, patched: b
 @pytest.mark.parametrize("verdict", [3, 1], ids=["magic-number", "map-content"])
 def test_a_difference_behind_it_is_found(original: bytes, patched: bytes, verdict: int) -> None:
     one = campaign(original, other_verdict(patched, verdict))
-    assert one.outcome == Outcome.EQUAL, "the recording alone must not show it"
+    assert one.result is None, "the recording alone must not show it"
     rounds(one)
-    assert one.outcome == Outcome.NOT_EQUAL
+    assert one.outcome is Outcome.NOT_EQUAL
     example = one.counterexample
     assert example is not None
     assert example.dimension == "verdict"

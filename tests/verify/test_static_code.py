@@ -134,7 +134,7 @@ def test_every_object_is_proved(name: str, order: str) -> None:
     data = (CORPUS / order / f"{name}.o").read_bytes()
     for request, proof in proofs(data, requests(entry["sections"], entry.get("hook"))):
         assert not proof.findings, f"{request}: {told(proof)}"
-        assert proof.code.counted["ways"] > 0
+        assert proof.code.counted["paths proved"] > 0
         assert bool(proof.code.residue) == (name == "padded_key")
         count += 1
     assert count >= (entry["expect"] == "link"), "nothing was patched"

@@ -170,11 +170,12 @@ def _unmodelled(result: LinkResult) -> str:
 
 
 def _details(result: LinkResult) -> tuple[str, ...]:
+    from bpfchain.verify.reports.words import counted_text
+
     static, dynamic = result.static, result.dynamic
     lines = []
     if static.counted:
-        told = ", ".join(f"{count} {what}" for what, count in static.counted.items())
-        lines.append(f"accounted for: {told}")
+        lines.append(f"accounted for: {counted_text(static.counted)}")
     for corpus in dynamic.corpora:
         skipped = ", ".join(f"{count} {why}" for why, count in corpus.skipped)
         lines.append(

@@ -7,7 +7,7 @@ else; what is not given is 0 where that is a value the program must expect, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 from bpfchain.transform import records as r
@@ -20,8 +20,7 @@ from .types import Types
 __all__ = ["Extern", "Externs", "missing", "read_externs"]
 
 
-@dataclass(frozen=True, slots=True)
-class Extern:
+class Extern(NamedTuple):
     """One undefined symbol. ``value``: offset in the configuration map, or the address (0: none)."""
 
     name: str
@@ -31,8 +30,7 @@ class Extern:
     weak: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Externs:
+class Externs(NamedTuple):
     """All undefined symbols that BTF describes, by symbol; the configuration map's content."""
 
     by_symbol: Mapping[int, Extern]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from struct import Struct
+from typing import NamedTuple
 
 from bpfchain.transform import records as r
 from bpfchain.transform.btf import Kind
@@ -60,8 +61,7 @@ class MapSpec:
         return self.contents is not None
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectMaps:
+class ObjectMaps(NamedTuple):
     """An object's maps, and where each is defined."""
 
     specs: tuple[MapSpec, ...]

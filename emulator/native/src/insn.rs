@@ -34,6 +34,7 @@ const ALU64: u8 = 0x07;
 const MODE: u8 = 0xe0;
 const MODE_ABS: u8 = 0x20;
 const MODE_IND: u8 = 0x40;
+const MODE_MEM: u8 = 0x60;
 const MODE_ATOMIC: u8 = 0xc0;
 
 impl Insn {
@@ -113,6 +114,20 @@ impl Insn {
         }
     }
 
+    /// Of a load-acquire or store-release (imm 0x100, 0x110) the plain load or store: nothing runs
+    /// beside a program here, so that order between memories says nothing.
+    pub fn ordered(self) -> Option<Insn> {
+        if self.op & (CLASS | MODE) != STX | MODE_ATOMIC {
+            return None;
+        }
+        let size = self.op & 0x18;
+        match self.imm {
+            0x100 => Some(Insn { op: LDX | MODE_MEM | size, imm: 0, ..self }),
+            0x110 => Some(Insn { op: STX | MODE_MEM | size, imm: 0, ..self }),
+            _ => None,
+        }
+    }
+
     /// What uBPF has no code for, named, where it would not say so itself in these words.
     pub fn unsupported(self) -> Option<&'static str> {
         if self.op == CALLX {
@@ -126,8 +141,7 @@ impl Insn {
         }
         if self.op & CLASS == STX && self.op & MODE == MODE_ATOMIC {
             match (self.imm, self.op & 0x18) {
-                (0x100, _) => return Some("load-acquire"),
-                (0x110, _) => return Some("store-release"),
+                _ if self.ordered().is_some() => return None,
                 (_, 0x08) => return Some("16-bit atomic operation"),
                 (_, 0x10) => return Some("8-bit atomic operation"),
                 _ => {}

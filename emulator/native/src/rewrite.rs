@@ -146,7 +146,7 @@ pub fn rewrite(code: &[u8], functions: &[u32], around: &Surroundings) -> Result<
         } else if insn.op == insn::CALL {
             push_call(&mut out, insn, pc, function, functions, &mut edges)?;
         } else {
-            let at = out.push(insn, pc, true);
+            let at = out.push(insn.ordered().unwrap_or(insn), pc, true);
             if let Some(distance) = insn.jump() {
                 out.fixups.push((at, target_of(pc, distance, given.len())?));
             }

@@ -115,7 +115,7 @@ def _unused(recording: Recording) -> CorpusUse:
     return CorpusUse(name=recording.name, sha256=recording.sha256, packets=0)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False)
 class _Check:
     """One call of ``check_dynamic``, and what it has seen so far."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -56,8 +56,7 @@ class Difference(NamedTuple):
     map: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(NamedTuple):
     """One batch of the patched program, compared."""
 
     difference: Difference | None

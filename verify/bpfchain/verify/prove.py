@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import NamedTuple, TYPE_CHECKING
 
 from bpfchain.transform.errors import InconclusiveError
 
@@ -28,8 +28,7 @@ Progress = Callable[[int, int, str], None]
 """Called with what is done, of how much, and what it is: ``(17, 412, "packets")``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class Subject(NamedTuple):
     """One link to be proved: IN, OUT and their names. ``program`` where OUT holds several links."""
 
     original: bytes
@@ -92,7 +91,7 @@ def prove_link(subject: Subject, options: Options, progress: Progress | None = N
         success=intent.success.describe(hook.names),
         redirect=intent.redirect.describe(hook.names),
         strategy=intent.strategy,
-        instructions=(static.counted.get("before", 0), static.counted.get("after", 0)),
+        instructions=_instructions(static),
         static=static,
         dynamic=dynamic,
     )
@@ -103,6 +102,12 @@ def prove_link(subject: Subject, options: Options, progress: Progress | None = N
         if options.details:
             result = with_details(result, subject.original)
     return result
+
+
+def _instructions(static: StaticResult) -> tuple[int, int]:
+    """Of the object, before and after; copies of a body, one a state, do not count."""
+    before = static.counted.get("instructions", 0)
+    return before, before + static.counted.get("instructions added", 0)
 
 
 def _run(

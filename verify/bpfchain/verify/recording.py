@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from bpfchain.transform.errors import RefusedError, UsageError
 from bpfchain.transform.policy import Hook
@@ -31,8 +31,7 @@ _C = TypeVar("_C", XdpContext, SkbContext)
 _NO_HEADER = "link-layer header cut, or of no protocol"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunInputs:
+class RunInputs(NamedTuple):
     """What a batch runs on: one frame, context and time (ns since boot) a run; at plain hooks the
     frames are empty. ``origin``: the packet's (plain: the context's) number in the recording."""
 

@@ -269,8 +269,7 @@ class Session(Protocol):
     ) -> None: ...  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
+class Coverage(NamedTuple):
     """Coverage of one program's linked code, by instruction: executed, and for conditional jumps
     not taken and taken; ``origin`` is each instruction's (section, index) in the object, ``maps``
     the name of the map that an instruction refers to."""

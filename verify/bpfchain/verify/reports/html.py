@@ -274,8 +274,7 @@ def _static(report: Report) -> Iterator[Html]:
         found = link.static
         facts: list[tuple[str, object]] = []
         if found.counted:
-            counted = ", ".join(f"{words.number(n)} {what}" for what, n in found.counted.items())
-            facts.append(("accounted for", counted))
+            facts.append(("accounted for", words.counted_text(found.counted)))
         if found.readers:
             facts.append(("read by", ", ".join(found.readers)))
         if link.helpers:

@@ -190,7 +190,7 @@ class _Page:
             ):
                 yield from self.say(f"sha256 {digest}  {name}", indent="    ")
             if link.static.counted:
-                counted = ", ".join(f"{n} {what}" for what, n in link.static.counted.items())
+                counted = words.counted_text(link.static.counted)
                 by = f" by {', '.join(link.static.readers)}" if link.static.readers else ""
                 yield from self.say(f"accounted for{by}: {counted}", indent="    ")
             for item in link.static.residue:

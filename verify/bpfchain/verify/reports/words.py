@@ -64,6 +64,18 @@ def plural(count: int, thing: str) -> str:
     return f"{number(count)} {thing}{'' if count == 1 else 's'}"
 
 
+def counted_text(counted: Mapping[str, int]) -> str:
+    """``98 instructions, 1 entry``: what the static checker accounted for."""
+    return ", ".join(f"{number(n)} {_one(what) if n == 1 else what}" for what, n in counted.items())
+
+
+def _one(things: str) -> str:
+    """``relocations added`` -> ``relocation added``."""
+    noun, _, rest = things.partition(" ")
+    noun = noun[:-3] + "y" if noun.endswith("ies") else noun.removesuffix("s")
+    return f"{noun} {rest}".rstrip()
+
+
 def seconds_text(seconds: float) -> str:
     """``40 ms``, ``1.9 s``, ``2 min 5 s``."""
     if seconds < 0.095:

@@ -8,8 +8,7 @@ they are owe the same. Codes around every edge are then run one by one (``concre
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpfchain.verify.result import Finding, Outcome
 from bpfchain.verify.static import concrete
@@ -29,8 +28,7 @@ __all__ = ["Kept", "check_entry", "kept_by"]
 MASK64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """Where the instructions in front of a body put the context."""
 
     registers: tuple[int, ...] = ()
@@ -38,8 +36,7 @@ class Kept:
     """Offsets from r10."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
+class _Start(NamedTuple):
     """A way into added code (or out of the program): ``slot`` -1 is an exit that was left."""
 
     slot: int

@@ -9,6 +9,7 @@ of what they led to. What is left over in OUT is ``Added``, and proved elsewhere
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bpfchain.verify.result import Finding, Outcome, Place
 from bpfchain.verify.static.insns import (
@@ -61,8 +62,7 @@ class Entry:
         return self.body_section == self.section
 
 
-@dataclass(frozen=True, slots=True)
-class Aligned:
+class Aligned(NamedTuple):
     """What ``align`` found: the origins for all, the link's entries, the program in IN."""
 
     alignment: Alignment

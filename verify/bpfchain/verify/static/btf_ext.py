@@ -6,7 +6,6 @@ of the section that a record belongs to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct, error
 from typing import Final, NamedTuple
 
@@ -35,8 +34,7 @@ class Part(NamedTuple):
     blocks: tuple[Block, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BtfExt:
+class BtfExt(NamedTuple):
     """A whole section."""
 
     header_size: int

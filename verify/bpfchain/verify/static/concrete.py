@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 from bpfchain.transform.codes import CODE_MAX, CODE_MIN
 from bpfchain.verify.reference import ReferenceLink, low32, step
@@ -26,8 +26,7 @@ class Stuck(Exception):  # noqa: N818 - the code did what it must not do
     """Why the code cannot go on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What one run did."""
 
     result: int | None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from bpfchain.verify.result import Finding, Residue
 from bpfchain.verify.static.added import Kept, check_entry, kept_by
@@ -21,13 +22,12 @@ from bpfchain.verify.static.values import CONTEXT, Value
 __all__ = ["CodeResult", "check_instructions"]
 
 
-@dataclass(frozen=True, slots=True)
-class CodeResult:
-    """What was found; ``counted``: entries, ways into added code that were proved."""
+class CodeResult(NamedTuple):
+    """What was found; ``counted``: entries, paths into added code that were proved."""
 
     findings: tuple[Finding, ...] = ()
     residue: tuple[Residue, ...] = ()
-    counted: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, int] = MappingProxyType({})
 
 
 def check_instructions(
@@ -79,7 +79,7 @@ def check_instructions(
         ways += count
     first = next(iter(known.values()), None)
     residue = residue_of(before, first) if first is not None else ()
-    counted = {"entries": len(aligned.entries), "ways": ways}
+    counted = {"entries": len(aligned.entries), "paths proved": ways}
     return CodeResult(tuple(findings), residue, counted)
 
 

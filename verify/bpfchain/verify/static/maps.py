@@ -7,10 +7,9 @@ A definition is a BTF struct whose members are pointers to arrays: the array's l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from struct import Struct, error
-from typing import Final
+from typing import Final, NamedTuple
 
 from bpfchain.verify.static import btf as b
 from bpfchain.verify.static.btf import Btf
@@ -34,8 +33,7 @@ _POINTER: Final = 8
 _LEGACY_FIELDS: Final = ("type", "key_size", "value_size", "max_entries", "map_flags")
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(NamedTuple):
     """A map as BTF defines it. ``size`` is the struct's, in bytes."""
 
     numbers: Mapping[str, int]
