@@ -5,6 +5,7 @@ bench/speed.py measures; here is only what must never be imported (issue 3, Spee
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,8 +15,20 @@ import pytest
 
 from support.commands import environment
 
-NEVER = {"jsonschema", "lief", "rich", "scapy", "z3"}
-"""Too slow to start with, or of no use for a transformation."""
+NEVER = {"asyncio", "jsonschema", "lief", "rich", "scapy"}
+"""Too slow to start with, or of no use on the way to a file."""
+PROOF = {"elftools", "z3", "bpfchain.emulator._ubpf"}
+"""What the proof runs on."""
+UNPROVED = {*PROOF, "ctypes", "bpfchain.verify", "bpfchain.emulator", "bpfchain.loader"}
+"""What nothing but the proof needs."""
+UNUSED = {
+    "bpfchain.emulator.core_relo",  # --btf alone
+    "bpfchain.emulator.jit", "bpfchain.emulator.jit_process", "subprocess",  # --engine ubpf-jit
+    "bpfchain.loader",
+    "bpfchain.verify.coverage", "bpfchain.verify.details", "bpfchain.verify.reports",
+    "bpfchain.verify.divergence", "bpfchain.verify.minimise",  # where something differs
+}  # fmt: skip
+"""What a proof that holds needs nothing of."""
 
 ENTRY = {
     "bpfchain-transform": "bpfchain.cli.transform_main",
@@ -48,7 +61,7 @@ def imported(folder: Path, command: str, *arguments: str) -> set[str]:
     return set(modules)
 
 
-@pytest.mark.parametrize(
+OPTIONS = pytest.mark.parametrize(
     "options",
     [
         [],
@@ -59,17 +72,46 @@ def imported(folder: Path, command: str, *arguments: str) -> set[str]:
     ],
     ids=" ".join,
 )
-def test_transform_imports_nothing_slow(here: Path, options: list[str]) -> None:
+
+
+@OPTIONS
+def test_transform_without_a_proof_imports_nothing_of_it(here: Path, options: list[str]) -> None:
+    modules = imported(
+        here, "bpfchain-transform", "filter.o", "--index", "0", "-o", "link0.o", "--no-verify",
+        *options,
+    )  # fmt: skip
+    assert (here / "link0.o").exists()
+    assert {"click", "bpfchain.transform.rewrite"} <= modules, "it did not transform here"
+    assert modules & (NEVER | UNPROVED) == set()
+
+
+@OPTIONS
+def test_transform_imports_of_the_proof_what_it_runs(here: Path, options: list[str]) -> None:
     modules = imported(
         here, "bpfchain-transform", "filter.o", "--index", "0", "-o", "link0.o", *options
     )
     assert (here / "link0.o").exists()
-    assert {"click", "bpfchain.transform.rewrite"} <= modules, "it did not transform here"
-    assert modules & NEVER == set()
+    assert modules >= PROOF, "it did not prove here"
+    told = {"bpfchain.verify.reports"} if "-v" in options else set()  # its words
+    assert modules & (NEVER | UNUSED) == told
 
 
-def test_build_imports_nothing_slow(here: Path) -> None:
-    modules = imported(here, "bpfchain", "build", "chain.toml", "-o", "chain")
+def test_build_without_a_proof_imports_nothing_of_it(here: Path) -> None:
+    modules = imported(here, "bpfchain", "build", "chain.toml", "-o", "chain", "--no-verify")
     assert (here / "chain" / "link0.o").exists()
     assert "bpfchain.transform.rewrite" in modules
+    assert modules & (NEVER | UNPROVED) == set()
+
+
+def test_build_imports_of_the_proof_what_it_runs(here: Path) -> None:
+    modules = imported(here, "bpfchain", "build", "chain.toml", "-o", "chain")
+    assert (here / "chain" / "link0.o").exists()
+    assert modules >= PROOF, "it did not prove here"
     assert modules & NEVER == set()
+
+
+def test_the_unused_modules_exist() -> None:
+    """A module that was renamed would be missed by no test above."""
+    ours = [name for name in sorted(UNPROVED | UNUSED) if name.startswith("bpfchain.")]
+    missing = [name for name in ours if importlib.util.find_spec(name) is None]
+    assert not missing

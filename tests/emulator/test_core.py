@@ -601,8 +601,6 @@ def test_atomics() -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (mov(R0, 0) + atomic(8, R10, -8, R0, 0x110), "store-release at pc 1"),
-        (mov(R0, 0) + atomic(8, R0, 0, R10, 0x100), "load-acquire at pc 1"),
         (mov(R0, 0) + insn(0xE5, 0, 0, 0, 0), "may_goto at pc 1"),
         (mov(R0, 0) + insn(0xBF, 0, 1, 1, 1), "addr_space_cast at pc 1"),
         (mov(R0, 0) + insn(0x8D, 0), "callx.* at pc 1"),

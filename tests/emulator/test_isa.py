@@ -14,7 +14,7 @@ import pytest
 from bpfchain.emulator.interpreter import EmulatorMissingError, Machine, Packets, native
 from bpfchain.emulator.jit import JitMachine
 from bpfchain.emulator.link import Image, LinkedObject
-from bpfchain.loader.programs import load_raw
+from bpfchain.loader.programs import VerifierError, load_raw
 from bpfchain.loader.uapi import ProgType
 from emulator import isa_cases as cases
 from emulator.assembly import EXIT, insn, wide
@@ -268,13 +268,37 @@ def test_atomics(engine: str, width: int, kernel: None) -> None:
         assert got == (r0, source, memory), f"{name}: {[hex(word) for word in got]}"
 
 
+@ENGINES
+def test_ordered_loads_and_stores(engine: str, kernel: None) -> None:
+    """load_acquire and store_release (kernel 6.15) of all sizes, on the stack."""
+    programs: dict[str, Program] = {}
+    right: dict[str, list[int]] = {}
+    sizes = {1: 0xD3, 2: 0xCB, 4: 0xC3, 8: 0xDB}
+    for size, op in sizes.items():
+        ones = insn(0x7A, 10, off=-8, imm=-1)
+        programs[f"load {size}"] = (
+            insn(0x7B, 10, 0, -8) + insn(0xB7, 2, imm=-1) + insn(op, 2, 10, -8, 0x100)
+            + insn(0xBF, 0, 2), [(cases.BIG, 0)],
+        )  # fmt: skip
+        right[f"load {size}"] = [cases.BIG & (1 << 8 * size) - 1]
+        programs[f"store {size}"] = (
+            ones + insn(op, 10, 1, -8, 0x110) + insn(0x79, 0, 10, -8), [(0, cases.BIG)]
+        )
+        high = cases.M64 >> 8 * size << 8 * size if size < 8 else 0
+        right[f"store {size}"] = [high | cases.BIG & (1 << 8 * size) - 1]
+    if engine == "kernel":
+        try:
+            load_raw(ProgType.XDP, FRONT + programs["load 8"][0] + BACK).close()
+        except VerifierError as error:
+            pytest.skip(f"this kernel has no load_acquire: {error}")
+    assert check(engine, programs, right) == 8
+
+
 @pytest.mark.parametrize(
     ("code", "what"),
     [
         (insn(0x8D, 2), "callx"),
         (insn(0xE5), "may_goto"),
-        (insn(0xDB, 10, 1, -8, 0x100), "load-acquire"),
-        (insn(0xDB, 10, 1, -8, 0x110), "store-release"),
         (insn(0xBF, 0, 1, 1), "addr_space_cast"),
         (insn(0xD3, 10, 1, -8, 0), "8-bit atomic"),
         (insn(0xCB, 10, 1, -8, 0), "16-bit atomic"),

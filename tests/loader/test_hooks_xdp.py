@@ -16,7 +16,7 @@ from bpfchain.transform.errors import HostError, UsageError
 from bpfchain.transform.policy import hook_named
 from support.bpfcode import XDP_DROP, XDP_PASS, bpf_descriptors, compile_bpf
 from support.counting import Counting, gone
-from support.nets import in_netns, make_pair, send, tool
+from support.nets import in_netns, make_pair, send, tool, until_up
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -233,6 +233,7 @@ def test_names_with_a_dot_and_names_that_are_not_there() -> None:
         tool("ip", "link", "set", "left", "down")
         tool("ip", "link", "set", "left", "name", "eth0.100")
         tool("ip", "link", "set", "eth0.100", "up")
+        until_up("eth0.100", "right")
         target = interface_target(XDP, "eth0.100")
         assert (target.place, target.key, str(target)) == ("xdp", "eth0.100", "eth0.100 xdp")
         with xdp(value=XDP_DROP) as program:

@@ -7,11 +7,14 @@ the links' own maps.
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bpfchain.loader.hooks import Target, named_target, socket_target
 from bpfchain.loader.operations.bypass import bypass
 from bpfchain.loader.operations.load import load
 from bpfchain.loader.operations.recreate import recreate
@@ -20,7 +23,8 @@ from bpfchain.loader.operations.rollback import rollback
 from bpfchain.loader.operations.unload import unload
 from bpfchain.loader.places import ChainPlace, place_of, state_root
 from bpfchain.loader.status import chain_status
-from bpfchain.transform.errors import RefusedError, UsageError
+from bpfchain.transform.errors import HostError, RefusedError, UsageError
+from bpfchain.transform.policy import Hook
 from support.bpfcode import bpf_descriptors
 from support.chains import (
     SCENES,
@@ -38,7 +42,7 @@ from support.chains import (
     wait_until,
     write_chain,
 )
-from support.nets import in_netns
+from support.nets import in_netns, tool
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -320,3 +324,100 @@ def test_what_replace_refuses(place: Path, tmp_path: Path) -> None:
             unload(where)
 
     in_scene("xdp-generic", tmp_path, work)
+
+
+OTHERS = {
+    "socket": ("verdict_socket", None, None),
+    "socket with entry": ("verdict_socket", None, -1),
+    "tracepoint": ("verdict_tracepoint", "verdict_tracepoint", 0),
+    "raw_tp": ("verdict_raw_tp", "verdict_raw_tp", 0),
+    "perf_event": ("verdict_perf_event", None, 1),
+    "sk_lookup": ("verdict_sk_lookup", None, None),
+    "netfilter": ("verdict_netfilter", None, 1),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_hooks(name: str, place: Path, tmp_path: Path) -> None:
+    """Every operation; where the hook cannot exchange its program an entry program is asked for."""
+    obj, program, entry = OTHERS[name]
+    part = Part(obj, program=program)
+    if name == "tracepoint":
+        mount_tracefs()
+
+    def work(here: Scene) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            path = write_chain(tmp_path, "edge", [part] * 3)
+            source = source_of(path)
+            target = target_for(source.manifest.hook, one.fileno())
+            where = place_of(target, "edge", place)
+            fd = target.fd
+            if name in ("tracepoint", "raw_tp", "perf_event", "netfilter"):
+                with pytest.raises(UsageError, match="cannot exchange its program"):
+                    load(source, where, target)
+            load(source, where, target, entry=entry)
+            first = slots_by_bpftool(where.generation(1) / "slots")
+            assert set(first) == {1, 2}
+            assert chain_status(where, fd=fd).healthy
+            assert chain_status(where).healthy
+            replace(where, *patched(part, 1, tmp_path), folder=tmp_path, fd=fd)
+            replace(where, *patched(part, 0, tmp_path, "head.o"), folder=tmp_path, fd=fd)
+            bypass(where, 1, fd=fd)
+            recreate(source, where, fd=fd)
+            rollback(where, fd=fd)
+            assert chain_status(where, fd=fd).healthy
+            known = ids_of(where.folder)
+            if fd is not None:
+                with pytest.raises(HostError, match="only the owner of the socket"):
+                    unload(where)
+            unload(where, fd=fd)
+            wait_gone(known)
+
+    in_scene("xdp-generic", tmp_path, work)
+
+
+def mount_tracefs() -> None:
+    if not Path("/sys/kernel/tracing/events").is_dir():
+        tool("mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing")
+
+
+def target_for(hook: Hook, fd: int) -> Target:
+    if hook.name == "socket":
+        return socket_target(hook, fd)
+    names = {
+        "tracepoint": "sched/sched_switch", "raw_tp": "sched_switch", "netfilter": "ip/input",
+        "perf_event": "software:0:1000000",
+    }  # fmt: skip
+    return named_target(hook, names.get(hook.name, ""))
+
+
+def test_status_while_others_work(place: Path, tmp_path: Path) -> None:
+    """Looking takes no lock: it stops nobody, and always sees a chain."""
+
+    def work(here: Scene) -> None:
+        source = source_of(write_chain(tmp_path, "edge", [here.part] * 3))
+        where = place_of(here.target, "edge", place)
+        load(source, where, here.target)
+        new = patched(here.part, 1, tmp_path)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for _ in range(25):
+                    recreate(source, where)
+                    replace(where, *new, folder=tmp_path)
+                    rollback(where)
+                code = 0
+            finally:
+                os._exit(code)
+        looks = 0
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            status = chain_status(where)
+            assert status.generation is not None, (looks, status)
+            assert status.links
+            looks += 1
+        assert looks > 20
+        assert chain_status(where).healthy
+        unload(where)
+
+    in_scene("xdp-native", tmp_path, work)

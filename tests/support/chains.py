@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import struct
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from bpfchain.loader import query
 from bpfchain.loader.generation import Source, read_source
 from bpfchain.loader.hooks import Target, cgroup_target, interface_target
 from bpfchain.loader.maps import Map
+from bpfchain.transform.link import SLOTS_MAP
 from bpfchain.transform.manifest import Manifest, Share, new_manifest
 from bpfchain.transform.manifest_file import read_manifest, write_manifest
-from bpfchain.transform.link import SLOTS_MAP
 from bpfchain.transform.manifest_link import LinkRecord, record_of
 from bpfchain.transform.policy import hook_named
 from bpfchain.transform.request import Request
@@ -46,7 +45,9 @@ class Part:
     slots_map: str = SLOTS_MAP
 
     def data(self) -> bytes:
-        return self.obj if isinstance(self.obj, bytes) else (PROGRAMS / f"{self.obj}.o").read_bytes()
+        return (
+            self.obj if isinstance(self.obj, bytes) else (PROGRAMS / f"{self.obj}.o").read_bytes()
+        )
 
 
 def write_chain(
@@ -94,7 +95,7 @@ def manifest_of(path: Path) -> Manifest:
 # What bpftool says: a reader that shares nothing with ours.
 
 
-def bpftool(*arguments: str | Path) -> Any:
+def bpftool(*arguments: object) -> Any:
     """bpftool's answer, as JSON."""
     done = subprocess.run(
         ["bpftool", "-j", *map(str, arguments)], capture_output=True, text=True, check=False
@@ -270,7 +271,13 @@ def ids_of(folder: Path) -> dict[str, set[int]]:
         if not path.is_file():
             continue
         name = path.name.removeprefix("new_")
-        kind = "link" if name == "link" else "prog" if name == "entry" or name[:1] == "p" else "map"
+        kind = (
+            "link"
+            if name.startswith("link")
+            else "prog"
+            if name == "entry" or name[:1] == "p"
+            else "map"
+        )
         told = bpftool(kind, "show", "pinned", path)
         found[kind].add(int((told[0] if isinstance(told, list) else told)["id"]))
     return found

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +57,20 @@ def make_pair() -> int:
     tool("sh", "-c", quiet)
     for name in ("left", "right"):
         tool("ip", "link", "set", name, "up")
+    until_up("left", "right")
     return socket.if_nametoindex("left")
+
+
+def until_up(*names: str) -> None:
+    """Wait until frames can be sent: a carrier counts some time after an interface is set up, and
+    until then frames are dropped without a word."""
+    end = time.monotonic() + 10
+    for name in names:
+        while True:
+            (link,) = json.loads(tool("ip", "-j", "link", "show", "dev", name))
+            if link["operstate"] == "UP" and link["qdisc"] != "noop":
+                break
+            assert time.monotonic() < end, f"{name} does not come up: {link}"
 
 
 def received(name: str) -> int:

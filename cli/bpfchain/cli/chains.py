@@ -117,7 +117,7 @@ def read_chain(name: str) -> Source:
             raise UsageError(f"{name} is an object, not a manifest", "`bpfchain build` makes one")
     manifest = read_manifest(path)
     try:
-        return read_source(manifest, path.parent)
+        return read_source(manifest, path.resolve().parent)  # a link to it is no other place
     except BpfchainError as error:
         raise error.within(name) from None
 
@@ -229,7 +229,7 @@ def found_places(root: Path, chain: str | None = None) -> list[ChainPlace]:
     try:
         return [
             place for place in all_places(root)
-            if place.namespace in here and chain in (None, place.chain)
+            if place.namespace in here and (chain is None or place.named(chain))
         ]  # fmt: skip
     except PermissionError as error:
         raise HostError(
@@ -244,14 +244,17 @@ def chosen(
     """The one chain that is meant. UsageError where there is none, or more than one."""
     import os
 
+    from bpfchain.loader.lock import sweep
+
     places = found_places(root, chain)
     if not places:
+        sweep(root)
         raise _nothing(root, chain)
     fitting = [
         place for place in places
-        if (dev is None or place.target == dev)
+        if (dev is None or place.at(dev))
         and (direction is None or place.hook.endswith(direction))
-        and (cgroup is None or place.target == os.path.realpath(cgroup))
+        and (cgroup is None or place.at(os.path.realpath(cgroup)))
     ]  # fmt: skip
     if len(fitting) == 1:
         return fitting[0]
@@ -268,7 +271,7 @@ def chosen(
 def _nothing(root: Path, chain: str) -> UsageError:
     from bpfchain.loader.places import all_places
 
-    elsewhere = [place for place in all_places(root) if place.chain == chain]
+    elsewhere = [place for place in all_places(root) if place.named(chain)]
     if elsewhere:
         return UsageError(
             f"no chain {chain} in this network namespace; it is in another one "
@@ -284,7 +287,7 @@ def _nothing(root: Path, chain: str) -> UsageError:
 
 def describe(place: ChainPlace) -> str:
     """``edge on eth0 xdp``."""
-    return f"{place.chain} on {place.target} {place.hook.replace('_', ' ')}"
+    return f"{place.chain} on {place.where}"
 
 
 def report(

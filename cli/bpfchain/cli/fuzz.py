@@ -124,7 +124,7 @@ def _campaigns(
     allow_residue: bool,
 ) -> tuple[list[Campaign], str]:
     from bpfchain.verify.fuzz import campaign_of
-    from bpfchain.verify.prove import Options, prove_static
+    from bpfchain.verify.prove import Options, intent_of
 
     subjects = _subjects(files, program, originals)
     options = Options(
@@ -137,7 +137,7 @@ def _campaigns(
     )
     campaigns = []
     for subject in subjects:
-        intent = prove_static(subject, options)[0]
+        intent = intent_of(subject)
         campaigns.append(campaign_of(subject, intent, options))
     return campaigns, files[-1]
 

@@ -68,9 +68,12 @@ class Proved:
 
     words: str
     result: LinkResult | None
-    details: tuple[str, ...] = ()
-    """What -v adds."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What -v adds."""
+        return () if self.result is None else _details(self.result)
 
     @property
     def verified(self) -> Verified | None:
@@ -124,7 +127,7 @@ def prove(subject: Subject, options: Options, *, strict: bool) -> Proved:
             f"{subject.output_name}: {_unmodelled(result)}",
             "without --strict the static proof is enough",
         )
-    return Proved(_words(result), result, _details(result), _warnings(result))
+    return Proved(_words(result), result, _warnings(result))
 
 
 def finding_error(name: str, finding: Finding) -> NotEqualError | InconclusiveError:

@@ -88,9 +88,9 @@ def _places(root: Path, chain: str | None, which: dict[str, Any]) -> list[ChainP
     cgroup = which["cgroup"]
     return [
         place for place in found_places(root)
-        if which["dev"] in (None, place.target)
+        if (which["dev"] is None or place.at(which["dev"]))
         and (which["direction"] is None or place.hook.endswith(which["direction"]))
-        and (cgroup is None or place.target == os.path.realpath(cgroup))
+        and (cgroup is None or place.at(os.path.realpath(cgroup)))
     ]  # fmt: skip
 
 
@@ -126,11 +126,9 @@ def page(one: ChainStatus, *, verbose: bool = False) -> list[str]:
 
 def _where(one: ChainStatus) -> str:
     target = one.target
-    name = (target.interface if target else None) or one.place.target
-    if name != one.place.target:
-        name = f"{name} (was {one.place.target})"
-    hook = one.place.hook.replace("_", " ") if "cgroup" not in one.place.hook else one.place.hook
-    return f"{name} {hook}" + (f" ({one.mode})" if one.mode else "")
+    name = target.interface if target else None
+    renamed = f" (now {name})" if name is not None and name != one.place.target else ""
+    return one.place.where + renamed + (f" ({one.mode})" if one.mode else "")
 
 
 def _state(one: ChainStatus) -> str:

@@ -134,8 +134,9 @@ def command(
     for warning in (*patched.warnings, *proved.warnings):
         voice.warn(f"{shown}: {warning}")
     voice.say(f"{'stdout' if target == STREAM else target}: {summary(patched)}, {proved.words}")
-    for line in (*_explained(patched), *proved.details):
-        voice.explain(line)
+    if verbose:
+        for line in (*_explained(patched), *proved.details):
+            voice.explain(line)
 
 
 def _check(target: str, manifest: str | None, chain: str | None, as_json: bool) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from bpfchain.transform.errors import BpfchainError, RefusedError, UsageError
 from bpfchain.transform.version import VERSION
-from bpfchain.verify.prove import Options, Progress, Subject, merged, prove_link, prove_static
+from bpfchain.verify.prove import Options, Progress, Subject, intent_of, merged, prove_link
 from bpfchain.verify.result import ChainResult, LinkResult, Outcome, Report
 
 from .files import read_input
 from .progress import progress_bar
+from .verify_claims import check_claims
 
 if TYPE_CHECKING:
     from bpfchain.transform.manifest import Manifest
@@ -60,6 +61,7 @@ def verify_manifest(
     except BpfchainError as error:
         raise error.within(name) from None
     subjects = matched_subjects(path, manifest, originals)
+    check_claims(name, manifest, subjects)
     with progress_bar(quiet=quiet) as progress:
         links = _prove_all(subjects, options, jobs, progress)
         _agree(name, manifest, links)
@@ -193,7 +195,7 @@ def _whole(
         ChainLink(
             original=subject.original,
             patched=subject.patched,
-            intent=prove_static(subject, options)[0],
+            intent=intent_of(subject),
             name=subject.output_name,
         )
         for subject in subjects

@@ -147,7 +147,7 @@ def _link(
     maps = read_maps(obj, types, externs.kconfig)
     core: CoreRelocations | None = None
     if btf is not None and types is not None:
-        from .core_relo import CoreRelocations  # noqa: PLC0415 - only where a kernel is given
+        from .core_relo import CoreRelocations
 
         ext = obj.section(".BTF.ext")
         if ext is not None and ext.data:

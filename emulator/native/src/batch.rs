@@ -46,6 +46,8 @@ struct Record {
     metadata: u32,
     /// Whether the context's bytes are kept; else it came out as it was made.
     context: bool,
+    /// The first of its events, and how many there are.
+    first_event: usize,
     events: u32,
 }
 
@@ -103,7 +105,7 @@ pub fn run_batch(
         env.now = batch.inputs.time(index);
         let origin = u64::from(batch.inputs.origin(index)) + 1;
         env.random_state = env.seed ^ origin.wrapping_mul(0xD6E8_FEB8_6659_FD93);
-        let events = env.events.entries.len();
+        let first_event = env.events.entries.len();
         let told = engine::run(program);
         let finished = match told.end {
             End::Fault(_) => Ok(()),
@@ -125,9 +127,8 @@ pub fn run_batch(
         batch.ended.push(ended);
         batch.instructions.push(told.instructions);
         batch.tail_calls.push(told.tail_calls);
-        let events = (env.events.entries.len() - events) as u32;
         // SAFETY: the world is active, and helpers keep the packet inside the frame buffer.
-        let record = unsafe { keep(env, data, &initial, events, &mut batch.bytes) };
+        let record = unsafe { keep(env, data, &initial, first_event, &mut batch.bytes) };
         batch.records.push(record);
     }
     engine::end();
@@ -157,11 +158,18 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 
 /// Keep what of a packet's output differs from its input.
 #[inline]
-unsafe fn keep(env: &Env, data: &[u8], initial: &[u8], events: u32, out: &mut Vec<u8>) -> Record {
+unsafe fn keep(
+    env: &Env,
+    data: &[u8],
+    initial: &[u8],
+    first_event: usize,
+    out: &mut Vec<u8>,
+) -> Record {
     let packet = &env.packet;
     let after = frame::bytes(packet.data, packet.data_end);
     let rest = &data[data.len() - packet.rest as usize..];
-    let mut record = Record { start: out.len(), events, ..Record::default() };
+    let events = (env.events.entries.len() - first_event) as u32;
+    let mut record = Record { start: out.len(), first_event, events, ..Record::default() };
     let before = frame::unchanged(env.context, data);
     if !same(after, &before[..before.len() - rest.len()]) {
         out.extend_from_slice(after);
@@ -334,8 +342,8 @@ impl Batch {
         index: usize,
     ) -> PyResult<Vec<(&'static str, String, Bound<'py, PyBytes>)>> {
         self.check(index)?;
-        let before: usize = self.records[..index].iter().map(|r| r.events as usize).sum();
-        let entries = &self.events.entries[before..before + self.records[index].events as usize];
+        let Record { first_event, events, .. } = self.records[index];
+        let entries = &self.events.entries[first_event..first_event + events as usize];
         Ok(entries
             .iter()
             .map(|event| {

@@ -5,9 +5,9 @@ Both are a tail call and what to return if it fails, as raw instructions.
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
+from bpfchain.loader.insn import CALL, EXIT, MOV_IMM, TAIL_CALL, insn, map_address
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import Program, load_raw
 from bpfchain.loader.uapi import BPF_F_XDP_HAS_FRAGS, ProgType
@@ -19,25 +19,13 @@ ENTRY_NAME: Final = "bpfchain_entry"
 PASS_NAME: Final = "bpfchain_pass"
 ENTRY_ARRAY: Final = "bpfchain_entry"
 
-_LD_MAP_FD = bytes.fromhex("1812 0000")  # r2 = map, 16 bytes
-_R3 = bytes.fromhex("b703 0000")  # r3 = imm
-_R0 = bytes.fromhex("b700 0000")  # r0 = imm
-_EXIT = bytes.fromhex("9500 0000 0000 0000")
-
 
 def tail_call_to(array: Map, slot: int, missing: int) -> bytes:
     """``bpf_tail_call(ctx, array, slot); return missing``."""
-    number = struct.Struct("=i").pack
-    big = struct.pack("=H", 1) != struct.pack("<H", 1)
-
-    def op(code: bytes) -> bytes:  # the two registers of a byte are swapped on big-endian hosts
-        return bytes((code[0], code[1] >> 4 | (code[1] & 15) << 4, *code[2:])) if big else code
-
-    call = bytes.fromhex("8500 0000") + number(12)
-    return b"".join(
-        (op(_LD_MAP_FD), number(array.fileno()), bytes(8), op(_R3), number(slot), call, op(_R0),
-         number(missing), _EXIT)
-    )  # fmt: skip
+    return b"".join((
+        map_address(2, array.fileno()), insn(MOV_IMM, 3, imm=slot), insn(CALL, imm=TAIL_CALL),
+        insn(MOV_IMM, imm=missing), insn(EXIT),
+    ))  # fmt: skip
 
 
 def entry_program(hook: Hook, array: Map, code: int, *, frags: bool) -> Program:

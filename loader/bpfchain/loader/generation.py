@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bpfchain.loader.arguments import check_arguments
 from bpfchain.loader.caps import permission_hint
 from bpfchain.loader.entry import pass_program
 from bpfchain.loader.hooks.explain import NEEDS
@@ -185,6 +186,7 @@ def build(
             for entry in record.entries:
                 if entry.slot != 0:
                     set_slot(built.slots, entry.slot, built.programs[entry.slot], record)
+        check_arguments(target, _heads_of(built, manifest.links))
     except BaseException:
         built.close()
         raise
@@ -204,10 +206,15 @@ def build_one(source: Source, target: Target, index: int, current: Generation, k
             loader.shared = _shared_pins(source.manifest, current, loader.stack)
             loader.load(record)
             loader.stack.close()
+            check_arguments(target, _heads_of(built, (record,)))
     except BaseException:
         built.close()
         raise
     return built
+
+
+def _heads_of(built: Built, records: tuple[LinkRecord, ...]) -> list[tuple[LinkRecord, Program]]:
+    return [(record, built.programs[record.entries[0].slot]) for record in records]
 
 
 def bypass(built: Built, record: LinkRecord, slots: Map | None = None) -> None:

@@ -74,6 +74,21 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def sweep(root: Path) -> None:
+    """Remove folders in which nothing is: one that was killed while it made them left them.
+
+    Those that somebody holds stay; one that is about to make a folder in them begins again.
+    """
+    for folder in list(root.glob("*/*/*")):
+        with contextlib.suppress(HostError, OSError):
+            if not os.listdir(folder):
+                with locked(folder):
+                    pass
+    for folder in (*root.glob("*/*"), *root.glob("*"), root):
+        with contextlib.suppress(OSError):  # not empty, or not ours
+            folder.rmdir()
+
+
 def _acquire(folder: Path) -> int:
     while True:
         try:

@@ -24,6 +24,7 @@ HOST: Final = "host"
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@+-]")
 _ESCAPED = re.compile(r"%([0-9A-F]{2})")
+_SHORTENED = re.compile(r"(?:[A-Za-z0-9_@+-]|%[0-9A-F]{2})*%~[0-9a-f]{32}")
 _LONGEST = 200  # bytes; the kernel takes 255, a prefix must fit too
 _CUT, _DIGEST = 150, 32
 
@@ -32,20 +33,25 @@ def escape(name: str) -> str:
     """``name`` as one file name of a bpffs; :func:`unescape` gives it back.
 
     Bytes other than ``A-Z a-z 0-9 _ @ + -`` become ``%XX``; the empty name is ``%``. What would be
-    longer than 200 bytes is cut, and ends in ``%~`` and 32 digits of its sha256: that one cannot be
-    read back.
+    longer than 200 bytes is cut, and ends in ``%~`` and 32 digits of its sha256. That one cannot
+    be read back: it stays as it is, here and there, and so is the same file name again.
     """
+    if _SHORTENED.fullmatch(name):
+        return name
     raw = os.fsencode(name)
     text = "".join(chr(b) if _PLAIN.fullmatch(chr(b)) else f"%{b:02X}" for b in raw) or "%"
     if len(text) <= _LONGEST:
         return text
-    return f"{text[:_CUT].rsplit('%', 1)[0]}%~{hashlib.sha256(raw).hexdigest()[:_DIGEST]}"
+    cut = re.sub(r"%.?$", "", text[:_CUT])  # no half of an escape
+    return f"{cut}%~{hashlib.sha256(raw).hexdigest()[:_DIGEST]}"
 
 
 def unescape(text: str) -> str:
-    """The name that :func:`escape` was given."""
+    """The name that :func:`escape` was given, or a shortened one as it is."""
     if text == "%":
         return ""
+    if _SHORTENED.fullmatch(text):
+        return text
     raw = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text).encode("latin-1", "replace")
     return os.fsdecode(raw)
 
@@ -74,6 +80,21 @@ class ChainPlace:
         return self.target_folder / escape(self.chain)
 
     @property
+    def where(self) -> str:
+        """Target and hook for a person: ``eth0 xdp``, ``eth0 tcx ingress``."""
+        kind, _, way = self.hook.partition("_")
+        words = f"{kind} {way}" if way in ("ingress", "egress") else self.hook
+        return f"{self.target} {words}"
+
+    def named(self, chain: str) -> bool:
+        """Whether this is the folder of a chain of that name."""
+        return escape(self.chain) == escape(chain)
+
+    def at(self, target: str) -> bool:
+        """Whether this is at the target of that key (interface, cgroup path …)."""
+        return escape(self.target) == escape(target)
+
+    @property
     def link(self) -> Path:
         """Pin of the bpf_link, on hooks that have one."""
         return self.folder / "link"
@@ -88,12 +109,18 @@ class ChainPlace:
         """Pin of the entry program's PROG_ARRAY."""
         return self.folder / "entry_slots"
 
+    @property
+    def qdisc(self) -> Path:
+        """A folder that says: clsact was not there before this chain was attached. What is left of
+        a load that was killed between making the qdisc and its filter is known by it."""
+        return self.folder / "clsact"
+
     def generation(self, number: int) -> Path:
         """The folder of a generation."""
         return self.folder / f"g{number}"
 
     def __str__(self) -> str:
-        return f"chain {self.chain} on {self.target} {self.hook.replace('_', ' ')}"
+        return f"chain {self.chain} on {self.where}"
 
 
 def state_root(bpffs: Path = BPFFS) -> Path:

@@ -16,6 +16,16 @@ from bpfchain.loader.generation import Source
 from bpfchain.loader.hooks.explain import NEEDS
 from bpfchain.loader.hooks.protocol import Target
 from bpfchain.loader.hooks.targets import kinds_of
+from bpfchain.loader.insn import (
+    CALL,
+    EXIT,
+    MOV_IMM,
+    MOV_REG,
+    PSEUDO_CALL,
+    TAIL_CALL,
+    insn,
+    map_address,
+)
 from bpfchain.loader.lock import check_bpffs
 from bpfchain.loader.maps import Map
 from bpfchain.loader.programs import load_raw
@@ -136,11 +146,11 @@ def mixed_calls(hook: Hook) -> str | None:
     """
     try:
         with Map.create(MapType.PROG_ARRAY, 4, 4, 1) as array:
-            # call +2; r1 = r6 …: main keeps its context, calls the function, then tail-calls
             code = b"".join((
-                _op(0xBF, 6, 1), _op(0x85, 0, 1, imm=7), _op(0xBF, 1, 6),
-                _op(0x18, 2, 1, imm=array.fileno()), bytes(8), _op(0xB7, 3), _op(0x85, imm=12),
-                _op(0xB7, imm=_legal(hook)), _op(0x95), _op(0xB7), _op(0x95),
+                insn(MOV_REG, 6, 1), insn(CALL, src=PSEUDO_CALL, imm=7), insn(MOV_REG, 1, 6),
+                map_address(2, array.fileno()), insn(MOV_IMM, 3), insn(CALL, imm=TAIL_CALL),
+                insn(MOV_IMM, imm=_legal(hook)), insn(EXIT),
+                insn(MOV_IMM), insn(EXIT),  # the function
             ))  # fmt: skip
             load_raw(
                 ProgType(hook.prog_type_id), code, expected_attach_type=hook.attach_type_id,
@@ -156,11 +166,6 @@ def mixed_calls(hook: Hook) -> str | None:
 
 def _legal(hook: Hook) -> int:
     return hook.returns[0] if hook.returns else 0
-
-
-def _op(code: int, dst: int = 0, src: int = 0, *, imm: int = 0) -> bytes:
-    registers = dst | src << 4 if sys.byteorder == "little" else dst << 4 | src
-    return struct.pack("=BBhi", code, registers, 0, imm)
 
 
 def _as_error(found: list[Obstacle]) -> BpfchainError:

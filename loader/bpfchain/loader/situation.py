@@ -87,6 +87,12 @@ class Situation:
         return [one for one in self.complete if one not in keep]
 
     @property
+    def unseen(self) -> bool:
+        """Whether the hook cannot be looked at: a socket that nobody handed over."""
+        target = self._target
+        return target is not None and target.kind == "socket" and target.fd is None
+
+    @property
     def strange(self) -> bool:
         """Whether the chain's own attachment runs a program of no generation."""
         return bool(self.running) and self.current is None
@@ -149,7 +155,7 @@ class Situation:
             # An interface that moved to another namespace took its programs along.
             self.attachment = _linked(self._target, self.place)
             at_hook = self.attachment.program_id if self.attachment else 0
-        elif self._target.kind != "socket" or self._target.fd is not None:
+        elif not self.unseen:
             self.attachment = driver(self._target).find(
                 self._target, pin=self.place.link, own=self.own_ids
             )

@@ -15,11 +15,11 @@ from bpfchain.loader.hooks import driver
 from bpfchain.loader.hooks.protocol import Foreign, Target
 from bpfchain.loader.lock import holder
 from bpfchain.loader.netlink import xdp_programs
-from bpfchain.loader.operations.repair import Unfinished, unfinished
+from bpfchain.loader.operations.repair import Unfinished, slot_updated, unfinished
 from bpfchain.loader.places import ChainPlace, siblings, unescape
 from bpfchain.loader.programs import Program, ProgramInfo
 from bpfchain.loader.situation import ENOENT, Situation
-from bpfchain.loader.store import Generation, Record, target_dict
+from bpfchain.loader.store import NEW, Generation, Record, target_dict
 from bpfchain.loader.syscall import BpfError
 from bpfchain.transform.errors import BpfchainError
 from bpfchain.transform.manifest_codes import code_json, codes_json
@@ -171,14 +171,18 @@ def _link_dict(link: LinkStatus) -> dict[str, Any]:
 def chain_status(place: ChainPlace, *, fd: int | None = None) -> ChainStatus:
     """Look at one chain. Takes no lock and changes nothing. HostError where it may not look.
 
-    A look that a writer gets in the way of (a pin is renamed, a folder goes) is begun anew.
+    A look that a writer gets in the way of (a pin is renamed, a folder goes, the head is one that
+    came after the folders were listed) is begun anew.
     """
     for _ in range(_LOOKS - 1):
         try:
-            return _look(place, fd)
+            found = _look(place, fd)
         except OSError as error:
             if error.errno != ENOENT or holder(place.target_folder) is None:
                 raise
+        else:
+            if found.working is None or (found.generation is not None and not found.problems):
+                return found
     return _look(place, fd)
 
 
@@ -207,11 +211,14 @@ def _look(place: ChainPlace, fd: int | None) -> ChainStatus:
 def _links(current: Generation, situation: Situation, problems: list[str]) -> Iterator[LinkStatus]:
     record = current.whole
     running = situation.running
+    pending = current.new_record
+    if pending is not None and slot_updated(current, pending, situation):
+        record = pending  # cut short behind its one edit: this is what runs
     with current.slots() as slots:
         for link in record.manifest.links:
             entries = []
             for entry in link.entries:
-                pin = current.folder / f"p{entry.slot}"
+                pin = _pin(current, f"p{entry.slot}", record is pending)
                 found = slots.slot(entry.slot) if entry.slot else running
                 info = _info(pin)
                 if info is None:
@@ -226,7 +233,7 @@ def _links(current: Generation, situation: Situation, problems: list[str]) -> It
             first = min(r.index for r in record.manifest.links if r.object == link.object)
             yield LinkStatus(
                 record=link, entries=tuple(entries), bypassed=link.index in record.bypassed,
-                maps=_maps(current, first),
+                maps=_maps(current, record, first),
             )  # fmt: skip
 
 
@@ -241,9 +248,14 @@ def _wrong(entry: Entry, link: LinkRecord, record: Record) -> Iterator[str]:
         yield f"link {link.index}: {entry.pin} is program {entry.id}, not {expected}"
 
 
-def _maps(current: Generation, index: int) -> dict[str, Path]:
+def _pin(current: Generation, name: str, pending: bool) -> Path:
+    new = current.folder / (NEW + name)
+    return new if pending and new.exists() else current.folder / name
+
+
+def _maps(current: Generation, record: Record, index: int) -> dict[str, Path]:
     found = {}
-    for name in current.whole.pins:
+    for name in record.pins:
         for prefix in (f"m{index}_", f"o{index}_"):
             if name.startswith(prefix):
                 found[unescape(name.removeprefix(prefix))] = current.folder / name
@@ -264,6 +276,8 @@ def _foreign(situation: Situation) -> tuple[tuple[Foreign, ...] | None, str | No
     target = situation.target
     if target is None or situation.gone is not None:
         return None, situation.gone or "no generation says where the chain is attached"
+    if target.kind == "socket" and target.fd is None:
+        return None, "only the owner of the socket can tell"
     own = set(situation.own_ids) | ({situation.running} if situation.running else set())
     try:
         found = driver(target).foreign(target, own)
@@ -275,7 +289,7 @@ def _foreign(situation: Situation) -> tuple[tuple[Foreign, ...] | None, str | No
 def _ours(place: ChainPlace, one: Foreign) -> Foreign:
     """What is of another chain at the same target is called so."""
     for other in siblings(place):
-        if other.chain == place.chain or one.program_id is None:
+        if other.folder == place.folder or one.program_id is None:
             continue
         with Situation(other) as situation:
             if one.program_id in situation.own_ids:

@@ -271,8 +271,9 @@ def remove_rest(place: ChainPlace) -> None:
     """Remove what a chain without generations still has: pins of its attachment, the folder."""
     for path in (place.link, place.entry, place.entry_slots):
         path.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        place.folder.rmdir()
+    for folder in (place.qdisc, place.folder):
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()
 
 
 def finish_new(generation: Generation) -> None:

@@ -44,6 +44,7 @@ Link = tuple[bytes, bytes, Intent]
 """Original, patched, intent."""
 _XDP_POINTERS, _SKB_POINTERS = (0, 4, 8), (76, 80, 140)
 """Offsets of data, data_end and data_meta in the contexts."""
+_NOWHERE = bytes(4)
 _METADATA = "a link leaves metadata, which the reference cannot hand to the next original"
 _FRAGMENTS = "a link resizes a frame near or above a page, which moves its room and fragments"
 _LINEAR = 3000
@@ -104,11 +105,11 @@ class _Unpointed:
 
     def context(self, index: int, /) -> bytes:
         """With zeros for data, data_end and data_meta."""
-        found = bytearray(self._runs.context(index))
+        found = self._runs.context(index)
         for at in self._pointers:
             if at + 4 <= len(found):
-                found[at : at + 4] = bytes(4)
-        return bytes(found)
+                found = found[:at] + _NOWHERE + found[at + 4 :]
+        return found
 
 
 class Worlds:
@@ -229,6 +230,8 @@ class Worlds:
                 else:
                     batch = Inputs(frames, contexts, batch.times, batch.origin)
             runs = self._originals.run(self._own[place], batch, fill=fill)
+            link = reference_link(intent)
+            steps: dict[tuple[int | None, int], tuple[bool, int | None]] = {}
             going = []
             for position, n in enumerate(active):
                 result.reached[n] = place + 1
@@ -245,8 +248,11 @@ class Worlds:
                     result.failed[n] = place, runs.faults[position]
                     continue
                 own = runs.codes[position]
-                on, saved[n] = step(reference_link(intent), saved[n], own)
-                then = saved[n]
+                known = steps.get((saved[n], own))
+                if known is None:
+                    known = steps[saved[n], own] = step(link, saved[n], own)
+                on, then = known
+                saved[n] = then
                 result.codes[n] = low32(own) if not on or then is None else then
                 if not on:
                     continue
@@ -270,6 +276,8 @@ class Worlds:
         """Run the chain and compare it with the last reference run on the same inputs."""
         runs = self.run_chain(inputs, fill)
         intent = self._intents[0]
+        # the frame may begin elsewhere: the reference starts each link with a fresh headroom
+        wanted, seen = _Unpointed(right, self._pointers), _Unpointed(runs, self._pointers)
         for n in range(len(inputs)):
             if n in right.left_out:
                 continue
@@ -290,10 +298,7 @@ class Worlds:
                         describe(intent, runs.ended[n], runs.codes[n], fault), fault,
                     ), runs,
                 )  # fmt: skip
-            # the frame may begin elsewhere: the reference starts each link with a fresh headroom
-            found = show_difference(
-                _Unpointed(right, self._pointers), _Unpointed(runs, self._pointers), n
-            )
+            found = show_difference(wanted, seen, n)
             if found is not None:
                 return ChainCompared(found, runs)
         return ChainCompared(self._map_difference(len(inputs)), runs)

@@ -252,7 +252,7 @@ class _Check:
             if self.coverage is None:
                 self.coverage = now
             else:
-                from .coverage import merge  # noqa: PLC0415 - one recording needs none
+                from .coverage import merge
 
                 self.coverage = merge([self.coverage, now])
         reasons = Counter(first.not_taken.values()) if first is not None else Counter()
@@ -329,10 +329,13 @@ class _Check:
             n for n, ended in enumerate(original.ended) if ended != NOT_TAKEN
         ]  # fmt: skip
         self.packets += len(ran)
-        self.codes.update(
-            code for code, how in zip(original.codes, original.ended, strict=True)
-            if how == NO_MARKER
-        )  # fmt: skip
+        if set(original.ended) == {NO_MARKER}:
+            self.codes.update(original.codes)
+        else:
+            self.codes.update(
+                code for code, how in zip(original.codes, original.ended, strict=True)
+                if how == NO_MARKER
+            )  # fmt: skip
         if context_kind(self.intent.hook) != "plain":
             self.protocols.update(protocol_of(inputs.packets[n]) for n in ran)
         seen: set[tuple[str, str, int]] = set()
@@ -388,7 +391,7 @@ class _Check:
         self.differing.add(found.dimension)
         if self.counterexample is not None:
             return
-        from .minimise import counterexample_of  # noqa: PLC0415 - only where something differs
+        from .minimise import counterexample_of
 
         example = counterexample_of(pair, inputs, how, found, recording, self.save_to)
         if example.first_difference is not None:
@@ -408,7 +411,7 @@ class _Check:
 
     def _with_source(self, place: Place) -> Place:
         """The place with its source line, where the object has line records."""
-        from .coverage import sources_of  # noqa: PLC0415 - only where something is found
+        from .coverage import sources_of
 
         sources = sources_of(self.original if place.file == "in" else self.patched)
         at = (place.section, place.instruction)

@@ -5,6 +5,7 @@ The original's own code and ``reference.step`` decide; nothing here asks the tra
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -44,8 +45,8 @@ class Expected(NamedTuple):
     """By packet: the marker that must end the run (or NO_MARKER) and else the verdict; then what
     must be saved at the end (mode ``map``)."""
 
-    ended: list[int]
-    codes: list[int]
+    ended: Sequence[int]
+    codes: Sequence[int]
     saved: int | None
 
 
@@ -88,18 +89,16 @@ def expect(intent: Intent, original: Runs, case: Case) -> Expected:
     """
     if intent.mode == "map":
         return _expect_map(intent, original, case)
-    known: dict[int, tuple[int, int]] = {}
-    ended, codes = [], []
-    for own, how in zip(original.codes, original.ended, strict=True):
-        if how != NO_MARKER:
-            ended.append(how)
-            codes.append(own)
-            continue
-        if own not in known:
-            known[own] = _one(intent, case.state, own, case.marked)[:2]
-        slot, code = known[own]
-        ended.append(slot)
-        codes.append(code)
+    # a recording may have millions of packets, which return a few codes
+    slots, verdicts = {}, {}
+    for own in set(original.codes):
+        slots[own], verdicts[own] = _one(intent, case.state, own, case.marked)[:2]
+    ended = array("i", map(slots.__getitem__, original.codes))
+    codes = array("i", map(verdicts.__getitem__, original.codes))
+    if set(original.ended) != {NO_MARKER}:
+        for position, how in enumerate(original.ended):
+            if how != NO_MARKER:
+                ended[position], codes[position] = how, original.codes[position]
     return Expected(ended, codes, None)
 
 

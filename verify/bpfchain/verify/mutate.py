@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["MUTATED_MAX", "Field", "MapShape", "layout", "mutated_maps", "mutated_packets"]
@@ -70,9 +71,10 @@ class MapShape(NamedTuple):
     """Whether keys are indexes (32 bits) below ``max_entries``."""
 
 
-def layout(packet: bytes) -> list[Field]:
+@lru_cache(maxsize=1024)  # the pool's packets come again and again
+def layout(packet: bytes) -> tuple[Field, ...]:
     """The fields that a walk through the headers finds; those that are cut are left out."""
-    return [field for field in _walk(packet) if field.at + field.size <= len(packet)]
+    return tuple(field for field in _walk(packet) if field.at + field.size <= len(packet))
 
 
 def _walk(packet: bytes) -> Iterator[Field]:
@@ -149,7 +151,7 @@ def _number(packet: bytes, at: int, size: int) -> int:
     return int.from_bytes(packet[at : at + size], "big") if at + size <= len(packet) else -1
 
 
-_Mutation = Callable[[bytearray, random.Random, Sequence[bytes], Sequence[bytes]], bytearray]
+_Mutation = Callable[[bytearray, random.Random, tuple[bytes, ...], Sequence[bytes]], bytearray]
 
 
 def mutated_packets(
@@ -162,19 +164,19 @@ def mutated_packets(
     """
     if not packets:
         raise ValueError("there are no packets to mutate")
-    rng = random.Random(seed)
+    rng, known = random.Random(seed), tuple(values)
     made = []
     for _ in range(count):
         packet = bytearray(packets[rng.randrange(len(packets))])
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
             mutation = rng.choices(_MUTATIONS, _WEIGHTS)[0]
-            packet = mutation(packet, rng, values, packets)
+            packet = mutation(packet, rng, known, packets)
         made.append(bytes(packet[:MUTATED_MAX]) or b"\0")
     return made
 
 
 def _field(
-    packet: bytearray, rng: random.Random, values: Sequence[bytes], _: Sequence[bytes]
+    packet: bytearray, rng: random.Random, values: tuple[bytes, ...], _: Sequence[bytes]
 ) -> bytearray:
     fields = layout(bytes(packet))
     if not fields:
@@ -184,12 +186,17 @@ def _field(
     return packet
 
 
+@lru_cache(maxsize=64)
+def _of_size(values: tuple[bytes, ...], size: int) -> tuple[bytes, ...]:
+    return tuple(value for value in values if len(value) == size)
+
+
 def _value_for(
-    field: Field, packet: bytearray, rng: random.Random, values: Sequence[bytes]
+    field: Field, packet: bytearray, rng: random.Random, values: tuple[bytes, ...]
 ) -> bytes:
     old = int.from_bytes(packet[field.at : field.at + field.size], "big")
     most = (1 << 8 * field.size) - 1
-    fitting = [value for value in values if len(value) == field.size]
+    fitting = _of_size(values, field.size)
     if fitting and rng.random() < 0.4:
         return rng.choice(fitting)
     known: tuple[int, ...] = {
@@ -209,7 +216,7 @@ def _value_for(
 
 
 def _write(
-    packet: bytearray, rng: random.Random, values: Sequence[bytes], _: Sequence[bytes]
+    packet: bytearray, rng: random.Random, values: tuple[bytes, ...], _: Sequence[bytes]
 ) -> bytearray:
     value = rng.choice(values) if values else struct.pack(">H", rng.choice(_EDGES) & 0xFFFF)
     if len(packet) >= len(value):

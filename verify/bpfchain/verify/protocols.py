@@ -4,28 +4,32 @@ from __future__ import annotations
 
 __all__ = ["protocol_of"]
 
-_ETHER = {0x0806: "arp", 0x8847: "mpls", 0x8848: "mpls", 0x8864: "pppoe", 0x8863: "pppoe"}
+_ETHER = {
+    b"\x08\x06": "arp", b"\x88\x47": "mpls", b"\x88\x48": "mpls", b"\x88\x64": "pppoe",
+    b"\x88\x63": "pppoe",
+}  # fmt: skip
+_IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
 _IP = {
     1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 33: "dccp", 41: "6in4", 47: "gre",
     50: "esp", 51: "ah", 58: "icmp6", 89: "ospf", 132: "sctp", 136: "udplite",
 }  # fmt: skip
-_TAGS = (0x8100, 0x88A8, 0x9100)
+_TAGS = (b"\x81\x00", b"\x88\xa8", b"\x91\x00")
 _EXTENSIONS = (0, 43, 60)
 
 
 def protocol_of(frame: bytes) -> str:
     """``tcp``, ``arp``, ``ip fragment``, ``other`` …; tags and extension headers are looked through."""
     at = 12
-    kind = int.from_bytes(frame[at : at + 2], "big")
+    kind = frame[at : at + 2]
     while kind in _TAGS and len(frame) >= at + 6:
         at += 4
-        kind = int.from_bytes(frame[at : at + 2], "big")
+        kind = frame[at : at + 2]
     at += 2
-    if kind == 0x0800 and len(frame) >= at + 20:
-        if int.from_bytes(frame[at + 6 : at + 8], "big") & 0x3FFF:
+    if kind == _IPV4 and len(frame) >= at + 20:
+        if frame[at + 6] & 0x3F or frame[at + 7]:
             return "ip fragment"
         return _IP.get(frame[at + 9], "ip other")
-    if kind == 0x86DD and len(frame) >= at + 40:
+    if kind == _IPV6 and len(frame) >= at + 40:
         return _ip6(frame, at)
     return _ETHER.get(kind, "short" if len(frame) < at else "other")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bpfchain.transform.errors import InconclusiveError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .recording import Recording
     from .static.intent import Intent
 
-__all__ = ["Options", "Progress", "Subject", "merged", "prove_link", "prove_static"]
+__all__ = ["Options", "Progress", "Subject", "intent_of", "merged", "prove_link", "prove_static"]
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, of how much, and what it is: ``(17, 412, "packets")``."""
@@ -65,6 +65,14 @@ def prove_static(subject: Subject, options: Options) -> tuple[Intent, StaticResu
     from .static.check import check_link
 
     return check_link(subject.original, subject.patched, program=subject.program, lief=options.lief)
+
+
+def intent_of(subject: Subject) -> Intent:
+    """What OUT says that the link is: for links that ``prove_link`` has proved, or that are only
+    run. Raises as ``prove_static``."""
+    from .static.check import link_intent
+
+    return link_intent(subject.original, subject.patched, program=subject.program)
 
 
 def prove_link(subject: Subject, options: Options, progress: Progress | None = None) -> LinkResult:

@@ -85,7 +85,9 @@ class Recording:
             frames.append(framed)
         return RunInputs(
             packets=tuple(frames),
-            contexts=tuple(contexts[index % len(contexts)] for index in kept),
+            contexts=tuple(contexts[index % len(contexts)] for index in kept)
+            if len(contexts) > 1
+            else contexts * len(kept),
             times=tuple(base[index] for index in kept),
             origin=tuple(kept),
             skipped=tuple(skipped.most_common()),

@@ -28,9 +28,9 @@ def residue_finding(
     """Compare the original's runs with the first fill and with another one (world ``number``)."""
     place = residue[0].place if residue else None
     how = f": {_told(residue[0])}" if residue else ""
-    for position, (a, b, x, y) in enumerate(
-        zip(first.codes, other.codes, first.ended, other.ended, strict=True)
-    ):
+    same = first.codes == other.codes and first.ended == other.ended
+    both = zip(first.codes, other.codes, first.ended, other.ended, strict=True)
+    for position, (a, b, x, y) in enumerate(() if same else both):
         if x != y or (a != b and x == NO_MARKER):
             names = [pair.intent.hook.name_of(code) for code in (a, b)]
             got = "a fault" if x != y else f"{names[0]} or {names[1]}"

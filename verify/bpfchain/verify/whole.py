@@ -138,16 +138,18 @@ def _not_run(
     return ChainResult(name=name, dynamic=dynamic)
 
 
-def _composable(worlds: Worlds, inputs: Inputs, fill: int) -> tuple[Inputs, Counter[str]]:
-    """Without the packets that the reference cannot hand from link to link; why, and how many."""
+def _composable(
+    worlds: Worlds, inputs: Inputs, fill: int
+) -> tuple[Inputs, Counter[str], ComposedRuns]:
+    """Without the packets that the reference cannot hand from link to link; why, and how many; what
+    it says of the others, which was the last to run."""
     skipped: Counter[str] = Counter()
-    while len(inputs):
-        left_out = worlds.reference(inputs, fill).left_out
-        if not left_out:
-            break
-        skipped.update(left_out.values())
-        inputs = inputs.select([n for n in range(len(inputs)) if n not in left_out])
-    return inputs, skipped
+    while True:
+        right = worlds.reference(inputs, fill)
+        if not right.left_out:
+            return inputs, skipped, right
+        skipped.update(right.left_out.values())
+        inputs = inputs.select([n for n in range(len(inputs)) if n not in right.left_out])
 
 
 def _unopened(_: Setup) -> Worlds:
@@ -250,10 +252,10 @@ class _ChainCheck:
             size = max(map(context_bytes, worlds.codes()))
             inputs, why = inputs_of(recording, self.links[0].intent.hook, size)
             skipped.update(why)
-            inputs, more = _composable(worlds, inputs, self.fills[0])
+            inputs, more, right = _composable(worlds, inputs, self.fills[0])
             skipped.update(more)
             if len(inputs):
-                self._runs(recording, worlds, inputs)
+                self._runs(recording, worlds, inputs, right)
         return tuple(skipped.items())
 
     def _worlds_for(self, recording: Recording) -> Worlds:
@@ -266,9 +268,13 @@ class _ChainCheck:
             )
         return self._worlds
 
-    def _runs(self, recording: Recording, worlds: Worlds, inputs: Inputs) -> None:
+    def _runs(
+        self, recording: Recording, worlds: Worlds, inputs: Inputs, right: ComposedRuns
+    ) -> None:
+        """``right``: what the reference says with the first fill."""
         for number, fill in enumerate(self.fills):
-            right = worlds.reference(inputs, fill)
+            if number:
+                right = worlds.reference(inputs, fill)
             compared = worlds.compare(inputs, right, fill)
             if number == 0:
                 self._count(worlds, inputs, right, compared.runs.codes, compared.runs.ended)

@@ -51,6 +51,8 @@ pub struct PacketState {
     encapsulated: bool,
     /// `skb->transport_header`, once a helper set it.
     transport: Option<u64>,
+    /// `skb->mac_len`, which a test run leaves at 0 until a helper sets it.
+    mac_len: u64,
 }
 
 impl PacketState {

@@ -37,10 +37,14 @@ fn tc(env: &Env, address: u64, name: &str) -> Result<(), Box<Fault>> {
 }
 
 /// Make `len` zero bytes at `offset` from the start, moving what is before them down.
-fn push(env: &mut Env, offset: u64, len: u64) -> bool {
-    if !grow_head(env, len) {
-        return false;
+///
+/// A cut packet may end before the offset. The kernel moves the bytes behind its end as well, which
+/// are whatever lies there in memory.
+fn push(env: &mut Env, offset: u64, len: u64) -> Result<(), Box<Fault>> {
+    if offset > env.packet.data_end - env.packet.data {
+        return Err(Fault::unmodelled("room behind the end of an skb"));
     }
+    grow_head(env, len)?;
     let start = (env.packet.data - PACKET) as usize;
     let (offset, size) = (offset as usize, len as usize);
     let buffer = env.frame_buffer();
@@ -48,7 +52,7 @@ fn push(env: &mut Env, offset: u64, len: u64) -> bool {
     buffer[start + offset..start + offset + size].fill(0);
     env.packet.mac -= len;
     move_network(env, env.packet.network - len);
-    true
+    Ok(())
 }
 
 /// Cut `len` bytes out at `offset` from the start, moving what is before them up.
@@ -84,7 +88,10 @@ pub fn change_proto(env: &mut Env, a: [u64; 5]) -> HelperResult {
     let offset = env.packet.network - env.packet.mac;
     let to = u16::from_be(a[1] as u16);
     let done = match (protocol(), to) {
-        (ETH_P_IP, ETH_P_IPV6) => push(env, offset, 20),
+        (ETH_P_IP, ETH_P_IPV6) => {
+            push(env, offset, 20)?;
+            true
+        }
         (ETH_P_IPV6, ETH_P_IP) => pop(env, offset, 20),
         _ => return Ok(error(ENOTSUPP)),
     };
@@ -138,7 +145,7 @@ pub fn adjust_room(env: &mut Env, a: [u64; 5]) -> HelperResult {
         return Ok(error(ENOTSUPP));
     }
     let refused =
-        if shrink { narrow(env, offset, len, flags) } else { widen(env, offset, len, flags) };
+        if shrink { narrow(env, offset, len, flags) } else { widen(env, offset, len, flags)? };
     if let Some(number) = refused {
         return Ok(error(number));
     }
@@ -149,7 +156,7 @@ pub fn adjust_room(env: &mut Env, a: [u64; 5]) -> HelperResult {
 }
 
 /// The error, if any.
-fn widen(env: &mut Env, offset: u64, len: u64, flags: u64) -> Option<i64> {
+fn widen(env: &mut Env, offset: u64, len: u64, flags: u64) -> Result<Option<i64>, Box<Fault>> {
     let inner_mac = flags >> ENCAP_L2_SHIFT;
     let encap = flags & (ENCAP_L3_IPV4 | ENCAP_L3_IPV6);
     if encap != 0 {
@@ -157,19 +164,17 @@ fn widen(env: &mut Env, offset: u64, len: u64, flags: u64) -> Option<i64> {
             || flags & (ENCAP_L4_GRE | ENCAP_L4_UDP) == ENCAP_L4_GRE | ENCAP_L4_UDP
             || (flags & ENCAP_L2_ETH != 0 && inner_mac < ETH_HLEN)
         {
-            return Some(EINVAL);
+            return Ok(Some(EINVAL));
         }
         if env.scratch.encapsulated {
-            return Some(EALREADY);
+            return Ok(Some(EALREADY));
         }
         if inner_mac > len {
-            return Some(EINVAL);
+            return Ok(Some(EINVAL));
         }
     }
     let mac_len = env.packet.network - env.packet.mac;
-    if !push(env, offset, len) {
-        return Some(ENOMEM);
-    }
+    push(env, offset, len)?;
     if encap != 0 {
         env.scratch.encapsulated = true;
         env.packet.network = env.packet.data + mac_len;
@@ -183,7 +188,7 @@ fn widen(env: &mut Env, offset: u64, len: u64, flags: u64) -> Option<i64> {
             _ => {}
         }
     }
-    None
+    Ok(None)
 }
 
 fn narrow(env: &mut Env, offset: u64, len: u64, flags: u64) -> Option<i64> {

@@ -4,8 +4,10 @@
 
 use super::args::{error, readable, size, skb, writable};
 use super::recorded::given;
+use super::vlan::is_vlan;
 use crate::context::{get, put, skb as field};
 use crate::env::{Env, HelperResult};
+use crate::fault::Fault;
 use crate::maps::errno::{EFAULT, EINVAL, ENOMEM, ENOTSUPP, EOPNOTSUPP};
 use crate::space::PACKET;
 
@@ -120,19 +122,30 @@ pub fn change_tail(env: &mut Env, a: [u64; 5]) -> HelperResult {
     Ok(0)
 }
 
-/// Give the packet `len` zero bytes in front; false where there is no room at all.
-pub fn grow_head(env: &mut Env, len: u64) -> bool {
+/// The kernel grows an skb's headroom by multiples of this (NET_SKB_PAD).
+const HEAD_STEP: u64 = 64;
+
+/// Give the packet `len` zero bytes in front.
+///
+/// Where the headroom does not suffice the kernel makes the skb anew and moves the offsets of its
+/// headers by what it gains, also that of a transport header that was never set (0xFFFF): that then
+/// counts as set, one byte before the old head.
+pub fn grow_head(env: &mut Env, len: u64) -> Result<(), Box<Fault>> {
     let mut packet = env.packet;
     if packet.data - PACKET < len {
-        return false;
+        return Err(Fault::unmodelled("an skb with that many bytes put in front of it"));
     }
     packet.data -= len;
     packet.data_meta = packet.data;
-    packet.hard_start = packet.hard_start.min(packet.data);
+    if packet.data < packet.hard_start {
+        env.scratch.transport.get_or_insert(packet.hard_start - 1);
+        let gained = (packet.hard_start - packet.data).next_multiple_of(HEAD_STEP);
+        packet.hard_start = (packet.hard_start - gained).max(PACKET);
+    }
     let start = (packet.data - PACKET) as usize;
     env.frame_buffer()[start..start + len as usize].fill(0);
     env.set_packet(packet);
-    true
+    Ok(())
 }
 
 /// `bpf_skb_change_head(skb, len, flags)`: the new start is the MAC header.
@@ -143,11 +156,40 @@ pub fn change_head(env: &mut Env, a: [u64; 5]) -> HelperResult {
     if a[2] != 0 || len + more > SKB_MAX {
         return Ok(error(EINVAL));
     }
-    if !grow_head(env, more) {
-        return Ok(error(ENOMEM));
-    }
+    grow_head(env, more)?;
     env.packet.mac = env.packet.data;
+    env.scratch.mac_len = env.packet.network - env.packet.mac;
     Ok(0)
+}
+
+/// `skb_protocol(skb, true)`: what is in the tags in the bytes. The kernel looks for them where the
+/// MAC header's length says, and behind an Ethernet header where that is 0. 0: there is none.
+fn inner_protocol(env: &mut Env) -> u16 {
+    const VLAN_HLEN: u64 = 4;
+    const DEPTH_MAX: usize = 8;
+    let mut kind = protocol();
+    if !is_vlan(kind) {
+        return kind;
+    }
+    let mut offset = match env.scratch.mac_len {
+        0 => 14,
+        len if len < VLAN_HLEN => return 0,
+        len => len - VLAN_HLEN,
+    };
+    let (data, end) = (env.packet.data - PACKET, env.packet.data_end - PACKET);
+    for _ in 1..DEPTH_MAX {
+        let start = data + offset;
+        if start + VLAN_HLEN > end {
+            return 0;
+        }
+        let tag = &env.frame_buffer()[start as usize..][..VLAN_HLEN as usize];
+        kind = u16::from_be_bytes([tag[2], tag[3]]);
+        if !is_vlan(kind) {
+            return kind;
+        }
+        offset += VLAN_HLEN;
+    }
+    0
 }
 
 /// `bpf_skb_change_type(skb, type)`.
@@ -224,7 +266,7 @@ pub fn set_hash(env: &mut Env, a: [u64; 5]) -> HelperResult {
 /// `bpf_skb_ecn_set_ce(skb)`: 1 where the packet now says that congestion was experienced.
 pub fn ecn_set_ce(env: &mut Env, a: [u64; 5]) -> HelperResult {
     skb(env, a[0], "bpf_skb_ecn_set_ce")?;
-    let protocol = protocol();
+    let protocol = inner_protocol(env);
     let header = match protocol {
         ETH_P_IP => 20,
         ETH_P_IPV6 => 40,
@@ -246,9 +288,10 @@ pub fn ecn_set_ce(env: &mut Env, a: [u64; 5]) -> HelperResult {
         0 => return Ok(0),
         3 => return Ok(1),
         old => {
-            let check = u16::from_be_bytes([ip[10], ip[11]]);
-            let before = u16::from_be_bytes([ip[0], old]) & 0xFF;
-            let new = super::csum::replace2(check, before, 3);
+            // IP_ECN_set_ce adds to the checksum, so that its zero may be either of the two.
+            let add: u16 = if old == 1 { 0xFFFD } else { 0xFFFE };
+            let sum = u16::from_be_bytes([ip[10], ip[11]]).wrapping_add(add);
+            let new = sum + u16::from(sum < add);
             ip[10..12].copy_from_slice(&new.to_be_bytes());
         }
     }

@@ -22,7 +22,7 @@ fn tc(env: &Env, address: u64, name: &str) -> Result<(), Box<Fault>> {
     }
 }
 
-fn is_vlan(protocol: u16) -> bool {
+pub fn is_vlan(protocol: u16) -> bool {
     matches!(protocol, ETH_P_8021Q | ETH_P_8021AD)
 }
 
@@ -39,9 +39,7 @@ pub fn push(env: &mut Env, a: [u64; 5]) -> HelperResult {
     let wanted = if is_vlan(wanted) { wanted } else { ETH_P_8021Q };
     if get(field::VLAN_PRESENT) != 0 {
         let (proto, tci) = (get(field::VLAN_PROTO) as u16, get(field::VLAN_TCI) as u16);
-        if !grow_head(env, VLAN_HLEN) {
-            return Ok(error(ENOMEM));
-        }
+        grow_head(env, VLAN_HLEN)?;
         let start = (env.packet.data - PACKET) as usize;
         let frame = &mut env.frame_buffer()[start..];
         frame.copy_within(4..4 + ADDRESSES, 0);
@@ -104,6 +102,7 @@ fn take(env: &mut Env) -> Option<u16> {
     packet.mac += VLAN_HLEN;
     packet.network = packet.network.max(packet.data + 14);
     env.set_packet(packet);
+    env.scratch.mac_len = packet.network - packet.mac;
     set_protocol(inner);
     Some(tci)
 }

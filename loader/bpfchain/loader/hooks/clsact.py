@@ -32,6 +32,20 @@ HANDLE = 1
 _TCX = {"ingress": AttachType.TCX_INGRESS, "egress": AttachType.TCX_EGRESS}
 
 
+def lacks_qdisc(target: Target) -> bool:
+    """Whether attaching at ``target`` would make the qdisc first."""
+    return target.kind == "clsact" and netlink.clsact_kind(interface_index(target)) is None
+
+
+def remove_unused_qdisc(target: Target) -> None:
+    """Delete clsact if no filter is in it."""
+    ifindex = interface_index(target)
+    if netlink.clsact_kind(ifindex) == "clsact" and not any(
+        netlink.filters(ifindex, direction) for direction in _TCX
+    ):
+        netlink.delete_clsact(ifindex)
+
+
 class ClsactAttachment:
     """A bpf filter, which stays until it is deleted, whoever made it."""
 
@@ -74,7 +88,8 @@ class ClsactAttachment:
         self._expected = new.info().id
 
     def detach(self) -> None:
-        """Delete the filter, and the qdisc if it was made for a chain and nothing else is in it.
+        """Delete the filter, with the qdisc if it was made for a chain and nothing else is in it:
+        in one step then, so that a kill leaves no qdisc behind.
 
         HostError if the filter has another program than the one that it was given here.
         """
@@ -83,11 +98,11 @@ class ClsactAttachment:
             return
         if found != self._expected:
             raise changed_error(self.target, found, self._expected)
-        netlink.delete_filter(self._ifindex, self._direction, self._priority, self._handle)
-        if self._name == NAME_WITH_QDISC and not any(
-            netlink.filters(self._ifindex, direction) for direction in _TCX
-        ):
+        present = sum(len(netlink.filters(self._ifindex, direction)) for direction in _TCX)
+        if self._name == NAME_WITH_QDISC and present == 1:
             netlink.delete_clsact(self._ifindex)
+        else:
+            netlink.delete_filter(self._ifindex, self._direction, self._priority, self._handle)
 
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Nothing: a filter cannot be pinned, and stays without."""

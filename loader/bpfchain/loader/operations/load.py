@@ -7,6 +7,7 @@ import contextlib
 from bpfchain.loader.entry import ENTRY_ARRAY, check_code, entry_program
 from bpfchain.loader.generation import Built, Source, build, new_record
 from bpfchain.loader.hooks import driver
+from bpfchain.loader.hooks.clsact import lacks_qdisc
 from bpfchain.loader.hooks.protocol import Target
 from bpfchain.loader.maps import Map
 from bpfchain.loader.operations.common import Done, opened
@@ -40,6 +41,8 @@ def load(
             folder.mkdir(parents=True)
             try:
                 built.pin(folder, record)
+                if lacks_qdisc(target):
+                    place.qdisc.mkdir()
                 _attach(built, source, place, target, entry, force)
             except BaseException:
                 _take_back(place, target.fd)
@@ -91,7 +94,7 @@ def _neighbours(place: ChainPlace, target: Target, force: bool) -> list[str]:
     hook = driver(target)
     chains = {}
     for other in siblings(place):
-        if other.chain != place.chain:
+        if other.folder != place.folder:
             with Situation(other) as situation:
                 if situation.current is not None:
                     chains[other.chain] = situation.own_ids

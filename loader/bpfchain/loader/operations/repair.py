@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bpfchain.loader import grace
+from bpfchain.loader.hooks.clsact import remove_unused_qdisc
 from bpfchain.loader.situation import Situation
 from bpfchain.loader.store import (
     Generation,
@@ -142,6 +143,8 @@ def detach(situation: Situation) -> None:
 
 def free_all(situation: Situation) -> None:
     """Remove every pin of a chain that is not attached (any more); the grace period has passed."""
+    if situation.place.qdisc.exists() and situation.target and situation.gone is None:
+        remove_unused_qdisc(situation.target)
     for one in situation.complete:
         remove_generation(one.folder)
     for folder in situation.partial:

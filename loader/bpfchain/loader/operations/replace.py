@@ -51,9 +51,10 @@ def current_link(place: ChainPlace, index: int) -> LinkRecord:
     """
     with Situation(place) as situation:
         current = situation.current
-        if current is None:
-            raise UsageError(f"{place} is not loaded", "`bpfchain status` shows what is")
-        return _link(current.whole.manifest, index)
+        if current is not None:
+            return _link(current.whole.manifest, index)
+    with opened(place) as state:  # what is left of a chain that does not run is freed
+        return _link(running(place, state).whole.manifest, index)
 
 
 def _link(manifest: Manifest, index: int) -> LinkRecord:

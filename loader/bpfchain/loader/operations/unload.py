@@ -19,7 +19,7 @@ def unload(place: ChainPlace, *, fd: int | None = None, force: bool = False) -> 
             raise UsageError(f"{place} is not loaded", "`bpfchain status` shows what is")
         left = tuple(one.what for one in unfinished(situation))
         number = situation.current.number if situation.current else None
-        if situation.attachment is None and situation.running is None and not force:
+        if situation.unseen and not force:
             raise HostError(
                 f"{place}: only the owner of the socket can detach it",
                 "hand the socket over with --socket FD; --force frees the chain where it is closed",

@@ -8,8 +8,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from bpfchain.emulator.link import LinkedObject, link_object
 from bpfchain.emulator.interpreter import Machine, Packets
+from bpfchain.emulator.link import LinkedObject, link_object
 from bpfchain.transform.errors import RefusedError, UsageError
 
 from .hooks import context_kind

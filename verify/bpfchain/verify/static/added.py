@@ -186,6 +186,8 @@ class _Entry:
             else:
                 start = _Start(-1, at, low=low, high=high)
             found.setdefault(start.key, start)
+        if facts.throws:  # in a function of its own too: past every exit
+            found[-2, -1] = _Start(-1, entry.body)
         for slot, value in facts.leaves:
             low, high = _constant(value)
             found.setdefault((-2, slot), _Start(-1, entry.body + slot, low=low, high=high))
@@ -195,7 +197,7 @@ class _Entry:
         """One way in: all codes symbolically, the telling ones concretely."""
         returned: Any = start.low
         if start.low != start.high:
-            import z3  # noqa: PLC0415 - 60 ms, only where it is used
+            import z3
 
             returned = z3.BitVec("returned", 64)
         paths = list(self._paths(start, returned))
@@ -224,7 +226,7 @@ class _Entry:
         """Every path from the start to where the link ends."""
         saved: Any = None
         if self.intent.mode == "map":
-            import z3  # noqa: PLC0415
+            import z3
 
             saved = z3.BitVec("saved", 64)
         registers: list[Any] = [None] * 11
@@ -248,7 +250,7 @@ class _Entry:
         self, paths: list[Path], start: _Start, returned: Any, *, ranged: bool
     ) -> list[tuple[Path, Owed, str]]:
         """What is owed and does not hold, with an example."""
-        import z3  # noqa: PLC0415
+        import z3
 
         intent, state = self.intent, self.entry.state
         value = z3.BitVecVal(returned, 64) if isinstance(returned, int) else returned

@@ -24,20 +24,21 @@ from bpfchain.verify.static.model import Added, Obj, Unreadable, differs, undeci
 from bpfchain.verify.static.pair import Pair, match_sections, match_symbols
 from bpfchain.verify.static.read import read_object
 from bpfchain.verify.static.records import check_records
+from bpfchain.verify.static.references import check_references
 from bpfchain.verify.static.relocations import check_relocations
 from bpfchain.verify.static.reserved import check_reserved
 from bpfchain.verify.static.sections import check_sections
 from bpfchain.verify.static.symbols import check_symbols
 from bpfchain.verify.static.types import check_types
 
-__all__ = ["check_link"]
+__all__ = ["check_link", "link_intent"]
 
 _MOVE, _STORE = 0xBF, 0x7B
 """``rX = rY`` and ``*(u64 *)(rX + off) = rY`` (RFC 9669)."""
 _OWN = " (the program's own)"
 _ACCOUNTS = (
     check_sections, check_symbols, check_relocations, check_maps, check_types, check_records,
-    check_reserved,
+    check_reserved, check_references,
 )  # fmt: skip
 
 
@@ -51,12 +52,7 @@ def check_link(
     of itself cannot; RefusedError where OUT holds no link, UsageError where ``program`` names none.
     """
     before, after = _read(original, "IN"), _read(patched, "OUT")
-    try:
-        earlier, told = read_intents(before), read_intents(after)
-    except Unreadable as problem:
-        raise InconclusiveError(
-            f"OUT: {problem}", "it was damaged, or made by another version"
-        ) from None
+    earlier, told = _intents(before, after)
     intent = _choose(earlier, told, program)
     findings = list(_history(before, after, earlier, told, intent, original))
     readers = ["pyelftools"]
@@ -93,6 +89,21 @@ def check_link(
         outcome=outcome, findings=tuple(findings), readers=tuple(readers), counted=counted,
         residue=residue,
     )  # fmt: skip
+
+
+def link_intent(original: bytes, patched: bytes, *, program: str | None = None) -> Intent:
+    """What OUT says that the link is, as ``check_link`` reads it, and nothing checked."""
+    earlier, told = _intents(_read(original, "IN"), _read(patched, "OUT"))
+    return _choose(earlier, told, program)
+
+
+def _intents(before: Obj, after: Obj) -> tuple[tuple[Intent, ...], tuple[Intent, ...]]:
+    try:
+        return read_intents(before), read_intents(after)
+    except Unreadable as problem:
+        raise InconclusiveError(
+            f"OUT: {problem}", "it was damaged, or made by another version"
+        ) from None
 
 
 def _read(data: bytes, file: str) -> Obj:

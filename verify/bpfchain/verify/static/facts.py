@@ -18,7 +18,13 @@ from bpfchain.verify.static import insns as i
 from bpfchain.verify.static.align import code_target
 from bpfchain.verify.static.insns import FRAME, MAX_STACK, WIDTHS, Insn
 from bpfchain.verify.static.model import Function, Obj, Unreadable
-from bpfchain.verify.static.signatures import CALLBACKS, HELPERS, TAIL_CALL, Argument
+from bpfchain.verify.static.signatures import (
+    CALLBACKS,
+    HELPERS,
+    KNOWN_HELPERS,
+    TAIL_CALL,
+    Argument,
+)
 from bpfchain.verify.static.values import (
     CONTEXT,
     FAR,
@@ -41,6 +47,9 @@ _FRAMES = 8
 """MAX_CALL_FRAMES of the verifier."""
 _JOINS = 4
 """Times that a place may be reached with more before bounds are given up."""
+_VISITS, _COMPARED = 128, 8
+"""By path: times that a place is visited with more known each time; with how many of the last
+visits a new one is compared."""
 _KFUNC_OBJECT = 24
 """Bytes that a kernel function is taken to initialise behind a stack pointer (iterators, dynptrs)."""
 
@@ -182,7 +191,7 @@ def analyse(
     cells: Mapping[int, Value] | None = None,
     adjusted: Mapping[int, frozenset[int]] | None = None,
     sizes: Mapping[str, tuple[int, int]] | None = None,
-    budget: int = 20_000,
+    budget: int = 8_000,
 ) -> Facts:
     """Run the program's body in the abstract.
 
@@ -198,7 +207,7 @@ def analyse(
     for register, value in (kept or {}).items():
         registers[register] = value
     start = State(registers, [_Frame(dict(cells or {}))])
-    for _ in range(4):
+    for _ in range(4 * _FRAMES):  # every frame's bound is given up the second time
         run.escaped_more = False
         exits = run.function(program, start.copy(), 0)
         if not run.escaped_more:
@@ -287,10 +296,13 @@ class _Run:
             block, now = work.pop()
             if block not in shape.ends:
                 continue
-            if any(_covers(other, now) for other in seen.get(block, ())):
+            before = seen.setdefault(block, [])
+            if any(_covers(other, now) for other in before[-_COMPARED:]):
                 continue
             self.budget -= 1
-            seen.setdefault(block, []).append(now)
+            if len(before) > _VISITS:  # a loop that counts too far: what it changes is given up
+                now = _widen_states(before[-1], _join_states(before[-1], now))
+            before.append(now)
             work += self._block(function, shape, block, now.copy(), depth, exits)
         return exits
 
@@ -329,6 +341,9 @@ class _Run:
             if insn.dst > FRAME or (insn.src > FRAME and insn.code != i.LDDW):
                 name = self.obj.sections[section].name
                 raise Unreadable(f"instruction {name}+{slot} names a register that does not exist")
+            if insn.code == i.GOTOX:
+                name = self.obj.sections[section].name
+                raise Unreadable(f"instruction {name}+{slot} jumps to where a register says")
             if insn.code == i.EXIT:
                 known = exits.get(slot)
                 exits[slot] = state if known is None else _join_states(known, state)
@@ -496,6 +511,8 @@ class _Run:
                 self._touch(value, 0, (section, slot))
         helper = HELPERS.get(number_)
         if helper is None:
+            if number_ > KNOWN_HELPERS:  # what a later kernel added can write anywhere behind
+                self._kfunc(state, (section, slot))
             return
         read = Read(section, slot, f"bpf_{helper.name}")
         spans = [(argument, *self._extent(argument, regs)) for argument in helper.memory]
@@ -506,7 +523,7 @@ class _Run:
         for argument, least, most in spans:
             pointer = regs[argument.register]
             if argument.writes and isinstance(pointer, Stack):
-                self._write_bytes(state, pointer, 0, least, most)
+                self._write_bytes(state, pointer, 0, least, self._reach(argument, regs, most))
 
     def _extent(self, argument: Argument, regs: list[Value]) -> tuple[int, int]:
         """How many bytes a helper touches at least and at most, as far as that is known."""
@@ -523,6 +540,13 @@ class _Run:
             return 0, 0
         size_ = known[0] if argument.size == "key" else known[1]
         return size_, size_
+
+    def _reach(self, argument: Argument, regs: list[Value], most: int) -> int:
+        """How many bytes a helper can have written: all of the stack where no bound is known."""
+        if argument.length:
+            size = regs[argument.length]
+            return size.high if isinstance(size, Num) and size.high <= MAX_STACK else MAX_STACK
+        return most or MAX_STACK
 
     def _callback(
         self, function: int, context: int, arrives: int, state: State, depth: int,
@@ -555,6 +579,8 @@ class _Run:
                         if isinstance(value, Stack):
                             frame.cells[offset] = Stack(value.depth, -FAR, FAR, False)
             state.frames = joined
+        for frame in state.frames:  # it went on changing: no number is known any more
+            frame.cells = {k: v for k, v in frame.cells.items() if isinstance(v, Stack)}
 
     def _kfunc(self, state: State, place: tuple[int, int]) -> None:
         """A kernel function: it works upwards from the pointers that it is given, or runs a
@@ -570,9 +596,8 @@ class _Run:
     def _unknown_callee(self, state: State, place: tuple[int, int]) -> None:
         for value in state.registers[1:6]:
             if isinstance(value, Stack):
-                self._touch(Stack(value.depth, -FAR, FAR, False), 0, place)
-                frame = state.frames[value.depth] if value.depth < len(state.frames) else None
-                if frame is not None:
+                self._touch(Stack(0, -FAR, FAR, False), 0, place)
+                for frame in state.frames:  # a frame can hold pointers into others
                     frame.cells = {
                         k: maybe(v) for k, v in frame.cells.items() if isinstance(v, Stack)
                     }

@@ -56,7 +56,7 @@ def check_instructions(
             registers: dict[int, Value] = dict.fromkeys(kept.registers, CONTEXT)
             cells: dict[int, Value] = dict.fromkeys(kept.cells, CONTEXT)
             # what is read unwritten is the same whatever is kept: ask once
-            budget = 0 if known else 20_000
+            budget = 0 if known else 8_000
             known[kept] = analyse(
                 before, program, kept=registers, cells=cells, adjusted=adjusted, sizes=sizes,
                 budget=budget,

@@ -226,6 +226,8 @@ def _converted(pair: Pair, legacy: Section, now: Section) -> int:
         end = max(end, other.end)
         try:
             words = Struct(pair.before.order + "5I").unpack_from(legacy.data, symbol.value)
+            if any(legacy.data[symbol.value + 20 : max(symbol.end, symbol.value + 20)]):
+                raise Unreadable("its definition says more than five words")
             if btf is None or len(ids := btf.ids(b.VAR, symbol.name)) != 1:
                 raise Unreadable(f"map {symbol.name}: BTF does not define it once")
             definition = definition_of(btf, ids[0])

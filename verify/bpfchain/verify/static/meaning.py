@@ -20,7 +20,7 @@ Owed = tuple[str, Any, str]
 
 def member(code: Any, codes: CodeSet) -> Any:
     """Whether the code (a z3 term of 32 bits) is in the set."""
-    import z3  # noqa: PLC0415 - 60 ms, only where it is used
+    import z3
 
     if not codes:
         return z3.BoolVal(False)
@@ -32,7 +32,7 @@ def member(code: Any, codes: CodeSet) -> Any:
 
 
 def _any_of(code: Any, codes: CodeSet) -> Any:
-    import z3  # noqa: PLC0415
+    import z3
 
     parts = []
     for low, high in codes.ranges:
@@ -50,7 +50,7 @@ def _any_of(code: Any, codes: CodeSet) -> Any:
 def saved_domain(saved: Any, intent: Intent) -> Any:
     """What the saved code's map can hold when the link starts: nothing (0), or a code of the hook with
     bit 32 set (a saved 0 is not nothing)."""
-    import z3  # noqa: PLC0415
+    import z3
 
     low = z3.Extract(31, 0, saved)
     flagged = z3.Extract(63, 32, saved) == 1
@@ -62,7 +62,7 @@ class Meaning:
 
     def __init__(self, intent: Intent, state: int | None, returned: Any, saved: Any) -> None:
         """``returned`` and ``saved`` (what the saved code's map held) are z3 terms of 64 bits."""
-        import z3  # noqa: PLC0415
+        import z3
 
         self.intent, self.state, self.saved = intent, state, saved
         self.code = code = z3.simplify(z3.Extract(31, 0, returned))
@@ -84,7 +84,7 @@ class Meaning:
 
     def owed(self, path: Path, *, ranged: bool) -> list[Owed]:
         """What must hold at the end of a path. ``ranged``: the hook bounds the result too."""
-        import z3  # noqa: PLC0415
+        import z3
 
         result = path.registers[0]
         if isinstance(result, Address):
@@ -110,7 +110,7 @@ class Meaning:
         return found
 
     def _wanted(self, path: Path) -> Any:
-        import z3  # noqa: PLC0415
+        import z3
 
         if self.intent.mode == "slots" or path.lost or self.intent.index == 0:
             return self.result
@@ -119,7 +119,7 @@ class Meaning:
 
     def _call(self, called: Called) -> list[Owed]:
         """A tail call was made: rightly, with the right registers."""
-        import z3  # noqa: PLC0415
+        import z3
 
         intent = self.intent
         wrongly = "the chain goes on after a code that ends it"
@@ -151,6 +151,6 @@ class Meaning:
 
 
 def _wide(value: Any) -> Any:
-    import z3  # noqa: PLC0415
+    import z3
 
     return z3.BitVecVal(value, 64) if isinstance(value, int) else value

@@ -54,10 +54,13 @@ def _read(elf: Any) -> Obj:
     symbols: tuple[Symbol, ...] = ()
     relocations: dict[int, tuple[Relocation, ...]] = {}
     found_symtab = False
+    names = elf.get_section(_number(elf["e_shstrndx"], "e_shstrndx")).header["sh_size"]
     for index, section in enumerate(elf.iter_sections()):
         header = section.header
         kind = _number(header["sh_type"], "sh_type")
         size: int = header["sh_size"]
+        if header["sh_name"] >= names:  # pyelftools gives an empty one
+            raise Unreadable(f"section {index}: its name is nowhere")
         body = b"" if kind in (SHT_NOBITS, SHT_NULL) else _content(elf, header)
         sections.append(
             Section(
@@ -75,7 +78,8 @@ def _read(elf: Any) -> Obj:
             for one in found:  # pyelftools gives an empty name for one outside of the table
                 if one.entry["st_name"] >= room:
                     raise Unreadable(f"symbol at {one.entry['st_value']}: its name is nowhere")
-            symbols = tuple(_symbol(i, one) for i, one in enumerate(found))
+            others = body[5 :: header["sh_entsize"]]  # pyelftools leaves bits out
+            symbols = tuple(_symbol(i, one, others[i]) for i, one in enumerate(found))
         elif kind == SHT_REL:
             if header["sh_entsize"] != _REL_SIZE or size % _REL_SIZE:
                 raise Unreadable(f"section {section.name}: records are not {_REL_SIZE} bytes long")
@@ -107,15 +111,13 @@ def _content(elf: Any, header: Any) -> bytes:
     return body
 
 
-def _symbol(index: int, one: Any) -> Symbol:
+def _symbol(index: int, one: Any, other: int) -> Symbol:
     entry = one.entry
     info = entry["st_info"]
-    other = entry["st_other"]
     return Symbol(
         index, one.name, _number(entry["st_shndx"], "st_shndx"), entry["st_value"],
         entry["st_size"], _number(info["type"], "st_info_type"),
-        _number(info["bind"], "st_info_bind"),
-        _number(other["visibility"], "st_visibility") | _number(other["local"], "st_local") << 5,
+        _number(info["bind"], "st_info_bind"), other,
     )  # fmt: skip
 
 
@@ -149,7 +151,6 @@ _ENUMS: Final = {
     "e_type": "ENUM_E_TYPE", "e_machine": "ENUM_E_MACHINE", "e_version": "ENUM_E_VERSION",
     "sh_type": "ENUM_SH_TYPE_BASE", "st_shndx": "ENUM_ST_SHNDX",
     "st_info_type": "ENUM_ST_INFO_TYPE", "st_info_bind": "ENUM_ST_INFO_BIND",
-    "st_visibility": "ENUM_ST_VISIBILITY", "st_local": "ENUM_ST_LOCAL",
 }  # fmt: skip
 
 

@@ -103,7 +103,8 @@ def _of_data(
             )
             continue
         wanted.setdefault(now.index, []).append(Relocation(item.offset, symbol, item.type))
-        if not section.name.startswith((".BTF", ".debug_")) and section.type != SHT_NOBITS:
+        other = section.name in (".BTF", ".BTF.ext") or section.name.startswith(".debug_")
+        if not other and section.type != SHT_NOBITS:
             _data_addend(pair, item, target)
 
 
@@ -122,12 +123,12 @@ def _data_addend(pair: Pair, item: Relocation, target: int) -> None:
     if symbol.type == STT_SECTION and pair.before.sections[symbol.section].executable:
         place = pair.place(symbol.section, old)
         expected = place[1] if place and place[0] == pair.sections[symbol.section] else None
-    rest_old = section.data[item.offset + word.size : item.offset + 8]
-    rest_new = now.data[item.offset + word.size : item.offset + 8]
-    relocated_next = any(
-        item.offset < other.offset < item.offset + 8 for other in pair.before.relocations[target]
+    end = min(
+        (o.offset for o in pair.before.relocations[target] if item.offset < o.offset),
+        default=item.offset + 8,
     )
-    if new != expected or (rest_old != rest_new and not relocated_next):
+    rest = slice(item.offset + word.size, min(end, item.offset + 8))
+    if new != expected or section.data[rest] != now.data[rest]:
         pair.say(
             "addend",
             f"section {section.name}: the word at byte {item.offset} should be {expected}, is {new}",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CALLBACKS", "HELPERS", "TAIL_CALL", "Argument", "Callback", "Helper"]
+__all__ = ["CALLBACKS", "HELPERS", "KNOWN_HELPERS", "TAIL_CALL", "Argument", "Callback", "Helper"]
 
+KNOWN_HELPERS = 211
+"""The last helper by number: the kernel adds functions of other kinds since (6.2)."""
 TAIL_CALL = 12
 MAP_LOOKUP = 1
 

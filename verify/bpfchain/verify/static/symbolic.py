@@ -194,7 +194,7 @@ class _Run:
         if isinstance(holds, bool):
             path.slot = goals[0] if holds else goals[1]
             return
-        import z3  # noqa: PLC0415 - 60 ms, only where it is used
+        import z3
 
         other = path.fork()
         other.slot = goals[1]
@@ -205,6 +205,8 @@ class _Run:
 
     def _step(self, insn: Insn, path: Path) -> None:
         kind = insn.code & 7
+        if insn.dst > FRAME or insn.src > FRAME:
+            raise _Fault("register", f"{text_of(insn)} names a register that does not exist")
         if insn.dst == FRAME and kind in (i.CLASS_ALU, i.CLASS_ALU64, i.CLASS_LDX, i.CLASS_LD):
             raise _Fault("register", "the frame pointer is written")
         if kind in (i.CLASS_ALU, i.CLASS_ALU64):
@@ -322,7 +324,7 @@ def arithmetic(operation: int, left: Value, right: Value, bits: int) -> Value:
     """The result of an ALU operation, zero-extended from ``bits`` to 64."""
     if type(left) is int and type(right) is int:
         return _exactly(operation, left, right, bits)
-    import z3  # noqa: PLC0415
+    import z3
 
     a, b = _term(left, bits), _term(right, bits)
     if operation in (i.LSH, i.RSH, i.ARSH):
@@ -336,7 +338,7 @@ def arithmetic(operation: int, left: Value, right: Value, bits: int) -> Value:
 
 
 def _term(value: Value, bits: int) -> Any:
-    import z3  # noqa: PLC0415
+    import z3
 
     if type(value) is int:
         return z3.BitVecVal(value, bits)
@@ -366,7 +368,7 @@ def compare(operation: int, left: Value, right: Value, bits: int) -> Any:
             i.JSGT: first > second, i.JSGE: first >= second, i.JSLT: first < second,
             i.JSLE: first <= second,
         }[operation]  # fmt: skip
-    import z3  # noqa: PLC0415
+    import z3
 
     a, b = _term(left, bits), _term(right, bits)
     return {

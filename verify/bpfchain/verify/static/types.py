@@ -40,6 +40,8 @@ def _kept(pair: Pair, before: Btf, after: Btf) -> None:
     same_strings = after.strings.startswith(before.strings)
     for type_id in range(1, count):
         if same_strings and before.types[type_id] == after.types[type_id]:
+            if before.types[type_id].kind == b.DATASEC and before.name_of(type_id) == ".maps":
+                _maps_section(pair, before, after, type_id)
             continue
         if before.told(type_id) == after.told(type_id):
             continue

@@ -1,0 +1,55 @@
+"""SIGKILL at every system call that changes something: the hook runs the old chain or the new one.
+
+Before and after each call of load, replace, recreate, rollback, bypass and unload; judged by frames
+that tell which links they ran, by ``bpfchain status``, and by the command that comes next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loader.kill.points import OPERATIONS, Case, kill_everywhere
+from loader.kill.stage import HOOKS, stage
+from support.nets import in_netns
+
+pytestmark = pytest.mark.usefixtures("kernel")
+
+QUICK = [(hook, operation) for hook in ("xdp", "clsact")
+         for operation in ("load", "recreate", "replace", "unload")]  # fmt: skip
+ALL = [(hook, operation) for hook in HOOKS for operation in OPERATIONS]
+
+
+def killed(hook: str, operation: str, folder: Path, bpffs: Path, *, thorough: bool) -> Case:
+    found: list[Case] = []
+
+    def run() -> None:
+        with stage(hook, folder, bpffs) as here:
+            found.append(kill_everywhere(here, OPERATIONS[operation], thorough=thorough))
+
+    in_netns(run)
+    (case,) = found
+    print(f"{hook} {operation}: killed at {len(case.injected)} points of {len(case.calls)} calls:")
+    for number, after in case.injected:
+        print(f"  {'after ' if after else 'before'} {case.text(number)}")
+    return case
+
+
+@pytest.mark.parametrize(("hook", "operation"), QUICK)
+def test_killed(hook: str, operation: str, tmp_path: Path, bpffs: Path) -> None:
+    """At every call that others could notice."""
+    case = killed(hook, operation, tmp_path, bpffs, thorough=False)
+    public = {n for n, call in enumerate(case.calls) if not call.private}
+    assert {n for n, _ in case.injected} == public
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("hook", "operation"), ALL)
+def test_killed_anywhere(hook: str, operation: str, tmp_path: Path, bpffs: Path) -> None:
+    """On both sides of every call; before those too that others cannot notice."""
+    case = killed(hook, operation, tmp_path, bpffs, thorough=True)
+    public = {n for n, call in enumerate(case.calls) if not call.private}
+    assert {n for n, after in case.injected if not after} == set(range(len(case.calls)))
+    assert {n for n, after in case.injected if after} == public
