@@ -10,7 +10,7 @@ help:
 	@echo "make demo       build, inspect and run a chain of three programs"
 	@echo "make test       linters, types, import direction, all tests but the long ones"
 	@echo "make test-long  all tests, the kernel matrix and the mutations too"
-	@echo "make bench      cost per packet, time of the command (docs/bench.md)"
+	@echo "make bench      cost per packet, time of the command and of the proof (docs/bench.md)"
 	@echo "make wheel      dist/*.whl, to install where no Rust, clang or cmake is"
 	@echo "make fuzz       100,000 mutated objects (fuzz-atheris: guided by coverage)"
 
@@ -51,6 +51,7 @@ bench:
 	$(PYTHON) bench/cost.py --limit 1.02
 	$(PYTHON) bench/nanoseconds.py
 	$(PYTHON) bench/speed.py
+	$(PYTHON) bench/proof.py
 
 fuzz: setup-test
 	$(PYTHON) tests/fuzz/mutate.py 100000

@@ -2,8 +2,8 @@
 """How long bpfchain-transform takes as a whole process, from its start to its exit.
 
 Beside it, in turn, the least that any tool of this kind would take: Python with click and pyelftools
-imported. Then ten objects one after the other, as a Makefile has them, and generated objects of
-1, 2 and 4 MB. How to read the table: bench/README.md.
+imported; and the same command without the proof. Then ten objects one after the other, as a Makefile
+has them, and generated objects of 1, 2 and 4 MB. How to read the table: bench/README.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from bench.big_object import big_object
 from bench.chains import PROGRAMS, RESULTS, BuildError, first_line
 
 START_LIMIT = 2.0
-"""One object / the start of Python with click and pyelftools, of the medians."""
+"""One object with --no-verify / the start of Python with click and pyelftools, of the medians."""
+PROOF_LIMIT = 0.25
+"""Seconds that the proof adds to one object with the built-in corpus, of the medians."""
 BIG_LIMIT = 1.0
 """Seconds for the object of 4 MB, of the median."""
 GROWTH_LIMIT = 1.5
@@ -39,6 +41,8 @@ TEN = ("filter", "metrics", "log", "globals", "core_field", "static_subprog", "p
 
 BASE = (sys.executable, "-c", "import click, elftools.elf.elffile")
 COMMAND = Path(sys.executable).with_name("bpfchain-transform")
+UNPROVED = "--no-verify"
+BARE = f"object, {UNPROVED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,21 @@ class Timing:
     cpu: float
 
 
+def environment() -> dict[str, str]:
+    """With compiled modules, as pip leaves them: a development install may have none."""
+    left_out = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    return kept | {"PYTHONPYCACHEPREFIX": str(RESULTS / "pycache")}
+
+
 def run(*commands: Sequence[str]) -> Timing:
     """Run the commands one after the other. Raises BuildError where one fails."""
+    env = environment()
     before, start = _children_cpu(), time.perf_counter()
     for command in commands:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, check=False,
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["nothing on stderr"]
@@ -112,15 +124,22 @@ def growth(rows: Mapping[str, Row], sizes: Mapping[str, float]) -> float:
     return second / first
 
 
+def proof_addition(rows: Mapping[str, Row]) -> Timing:
+    """What the proof of one link takes: the command with it and without, of the medians."""
+    proved, bare = rows["object"], rows[BARE]
+    return Timing(round(proved.wall - bare.wall, 4), round(proved.cpu - bare.cpu, 4))
+
+
 def find_failures(
     rows: Mapping[str, Row], sizes: Mapping[str, float]
 ) -> tuple[list[str], list[str]]:
     """One line for each limit that is not kept, and for each that only the wall time breaks."""
     largest = list(sizes)[-1]
+    bare, start, added = rows[BARE], rows["start"], proof_addition(rows)
     checks = [
-        (f"one object takes {rows['object'].wall / rows['start'].wall:.2f} times the start",
-         rows["object"].wall / rows["start"].wall, rows["object"].cpu / rows["start"].cpu,
-         START_LIMIT),
+        (f"{BARE} takes {bare.wall / start.wall:.2f} times the start",
+         bare.wall / start.wall, bare.cpu / start.cpu, START_LIMIT),
+        (f"the proof of one object adds {added.wall:.3f} s", added.wall, added.cpu, PROOF_LIMIT),
         *((f"{name} takes {rows[name].wall:.2f} s", rows[name].wall, rows[name].cpu, BIG_LIMIT)
           for name in (largest, f"{largest}, subprog")),
         (f"CPU seconds per MB grow {growth(rows, sizes):.2f} times", growth(rows, sizes),
@@ -138,10 +157,10 @@ def find_failures(
 def print_table(rows: Mapping[str, Row]) -> None:
     """Task, seconds and the ratio to the start of Python."""
     start = rows["start"]
-    print(f"  {'task':18}{'wall s':>8}  {'quartiles':15}{'/ start':>8}{'cpu s':>9}{'/ start':>8}")
+    print(f"  {'task':21}{'wall s':>8}  {'quartiles':15}{'/ start':>8}{'cpu s':>9}{'/ start':>8}")
     for name, row in rows.items():
         wall = f"{row.wall:8.3f}  {f'{row.low:.3f}..{row.high:.3f}':15}{row.wall / start.wall:8.2f}"
-        print(f"  {name:18}{wall}{row.cpu:9.3f}{row.cpu / start.cpu:8.2f}")
+        print(f"  {name:21}{wall}{row.cpu:9.3f}{row.cpu / start.cpu:8.2f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             small = interleave(
                 {
                     "start": lambda: run(BASE),
+                    BARE: lambda: run(transform(el / "filter.o", out, UNPROVED)),
                     "object": lambda: run(transform(el / "filter.o", out)),
                     "ten objects": lambda: run(*(transform(el / f"{n}.o", out) for n in TEN)),
                 },
@@ -175,9 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 source.write_bytes(big_object(size))
                 sizes[f"{size} MB"] = source.stat().st_size / (1 << 20)
                 line = transform(source, out, "--program", "program_3")
-                tasks[f"{size} MB"] = lambda line=line: run(line)  # type: ignore[misc]
-            subprog = (*line, "--strategy", "subprog")
+                bare = (*line, UNPROVED)
+                tasks[f"{size} MB"] = lambda bare=bare: run(bare)  # type: ignore[misc]
+            subprog = (*bare, "--strategy", "subprog")
             tasks[f"{SIZES[-1]} MB, subprog"] = lambda: run(subprog)
+            tasks[f"{SIZES[-1]} MB, proved"] = lambda: run(line)
             big = interleave(tasks, options.big_rounds)
     except (BuildError, subprocess.CalledProcessError, FileNotFoundError) as error:
         print(f"refused: {error}", file=sys.stderr)
@@ -192,14 +214,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(f"Python {about['python']}, {about['cpus']} CPUs, load {about['load']}, medians")
     print_table(rows)
+    added = proof_addition(rows)
+    print(f"  the proof of one object adds {added.wall * 1000:.0f} ms ({added.cpu * 1000:.0f} CPU)")
     print(f"  {', '.join(f'{name} is {size:.2f} MB' for name, size in sizes.items())}")
     print(f"  CPU seconds per MB, 2 to 4 MB against 1 to 2 MB: {growth(rows, sizes):.2f} times")
     failures, unsure = find_failures(rows, sizes)
     document = {
         "unit": "seconds, whole process",
-        "limits": {"start": START_LIMIT, "big": BIG_LIMIT, "growth": GROWTH_LIMIT},
+        "limits": {
+            "start": START_LIMIT,
+            "proof": PROOF_LIMIT,
+            "big": BIG_LIMIT,
+            "growth": GROWTH_LIMIT,
+        },
         "machine": about,
         "sizes": sizes,
+        "proof": {"wall": added.wall, "cpu": added.cpu},
         "growth": round(growth(rows, sizes), 3),
         "tasks": {
             name: {"wall": row.wall, "quartiles": [row.low, row.high], "cpu": row.cpu}

@@ -65,6 +65,24 @@ def operation(rng: random.Random, kinds: tuple[int, ...], hook: str) -> bytes:
     return struct.pack("<4IQ", kind, a & 0xFFFF_FFFF, b, c, d)
 
 
+def context(rng: random.Random, packet: bytes) -> bytes:
+    """A ``struct __sk_buff`` as a test run takes it, each field set or not."""
+    made = bytearray(192)
+    fields = (
+        (8, "<I", rng.getrandbits(32)),  # mark
+        (32, "<I", rng.getrandbits(32)),  # priority
+        (48, "<Q", rng.getrandbits(64)),  # cb
+        (64, "<I", rng.getrandbits(32)),
+        (152, "<Q", rng.getrandbits(63)),  # tstamp
+        (160, "<I", rng.randint(len(packet), 60_000)),  # wire_len
+        (164, "<I", rng.getrandbits(16)),  # gso_segs
+    )
+    for at, layout, value in fields:
+        if rng.random() < 0.4:
+            struct.pack_into(layout, made, at, value)
+    return bytes(made)
+
+
 def run(hook_name: str, rounds: int, seed: int) -> None:
     hook = hook_named(hook_name)
     setup = setup_of(compiled(source(hook_name), ("-mcpu=v3",)), hook, "prog")
@@ -79,8 +97,11 @@ def run(hook_name: str, rounds: int, seed: int) -> None:
             for at, code in enumerate(codes):
                 pair.update("ops", struct.pack("<I", at), code)
             chosen = rng.sample(linear, PACKETS)
-            found = pair.run(Inputs([whole.packets[n] for n in chosen],
-                                    [whole.contexts[n] for n in chosen]))  # fmt: skip
+            packets = [whole.packets[n] for n in chosen]
+            contexts = [whole.contexts[n] for n in chosen]
+            if hook_name != "xdp":
+                contexts = [context(rng, packet) for packet in packets]
+            found = pair.run(Inputs(packets, contexts))
             if found.found.keys() - listed().get(f"helpers/{hook_name}", {}).keys():
                 shown = [struct.unpack("<4IQ", code) for code in codes]
                 print(f"round {number}, packets {chosen}: {shown}")

@@ -92,10 +92,13 @@ def _arm(number: int) -> None:
         setattr(os, name, around(getattr(os, name)))
 
 
-OPERATIONS = ("load", "replace", "head", "bypass", "recreate", "rollback", "unload")
-CASES = [("xdp-native", operation, False) for operation in OPERATIONS]
-CASES += [("clsact", operation, False) for operation in ("load", "recreate", "unload")]
-CASES += [("xdp-native", operation, True) for operation in ("load", "head", "recreate")]
+LONG = [("xdp-native", operation, False) for operation in ("load", "head", "bypass", "rollback")]
+LONG += [("clsact", operation, False) for operation in ("load", "recreate", "unload")]
+LONG += [("xdp-native", operation, True) for operation in ("load", "head", "recreate")]
+CASES = [
+    *(("xdp-native", operation, False) for operation in ("replace", "recreate", "unload")),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in LONG),
+]
 
 
 @pytest.mark.parametrize(("name", "operation", "entry"), CASES)

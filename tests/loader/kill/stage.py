@@ -152,13 +152,37 @@ class Stage:
         assert self.wire.send(2) == {()}
         listed = {"prog": query.program_ids, "map": query.map_ids, "link": query.link_ids}
         end = time.monotonic() + 10
-        for kind, made in self.made.items():
+        for kind in ("link", "prog", "map"):
+            made = self.made[kind]
             assert kind == "link" or made, f"no {kind} was ever made"
             while (left := made & set(listed[kind]())) and time.monotonic() < end:
                 time.sleep(0.005)  # freed by the kernel's workers, which tell nobody
-            assert not left, f"{kind} {left} still there: {[bpftool(kind, 'show', 'id', str(n)) for n in left]}"
+            forgotten = {one for one in left if kind == "map" and _forgotten(one)}
+            assert left == forgotten, f"{kind} {left - forgotten} still there"
+            made -= forgotten
         now = ids()
         assert not any(made & now[kind] for kind, made in self.made.items())
+
+
+def _forgotten(number: int) -> bool:
+    """Whether this is a PROG_ARRAY that no process has open any more.
+
+    The kernel forgets to free one if somebody (a `bpftool map show` of other tests) opens and
+    closes it just then: prog_array_map_clear takes a reference for work that is queued already,
+    and nobody gives it back. No pin is there, and no program, when this is asked.
+    """
+    told = bpftool("map", "show", "id", str(number))
+    if told["type"] != "prog_array":
+        return False
+    line = f"map_id:\t{number}"
+    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        try:
+            if line in info.read_text().splitlines():
+                return False
+        except OSError:  # it ended meanwhile
+            continue
+    print(f"map {number}, a PROG_ARRAY, is held by nothing and was forgotten by the kernel")
+    return True
 
 
 def command(words: tuple[str | Path, ...], bpffs: Path) -> Callable[[], None]:

@@ -32,6 +32,13 @@ struct {
 	__type(value, __u64);
 } runs SEC(".maps");
 
+#if SPIN > 0
+static long wait(__u32 i, void *begin)
+{
+	return bpf_ktime_get_ns() - *(__u64 *)begin >= SPIN;
+}
+#endif
+
 SEC(SECTION)
 int on_frame(struct CONTEXT *ctx)
 {
@@ -51,10 +58,7 @@ int on_frame(struct CONTEXT *ctx)
 #if SPIN > 0
 	__u64 begin = bpf_ktime_get_ns();
 
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 2048; i++)
-		if (bpf_ktime_get_ns() - begin >= SPIN)
-			break;
+	bpf_loop(1 << 20, wait, &begin, 0);
 #endif
 	if (INDEX == 1 && kind == 3)
 		return DROP;
