@@ -41,7 +41,7 @@ LISTED = Path(__file__).with_name("differences.toml")
 SKB_FIELDS = {
     "mark": (8, 4), "priority": (32, 4), "ingress_ifindex": (36, 4), "ifindex": (40, 4),
     "cb": (48, 20), "tstamp": (152, 8), "wire_len": (160, 4), "gso_segs": (164, 4),
-    "gso_size": (176, 4), "hwtstamp": (184, 8),
+    "hwtstamp": (184, 8),
 }  # fmt: skip
 """Fields of ``struct __sk_buff`` that a test run gives back (convert_skb_to___skb in
 net/bpf/test_run.c): offset and bytes."""

@@ -76,6 +76,7 @@ def context(rng: random.Random, packet: bytes) -> bytes:
         (152, "<Q", rng.getrandbits(63)),  # tstamp
         (160, "<I", rng.randint(len(packet), 60_000)),  # wire_len
         (164, "<I", rng.getrandbits(16)),  # gso_segs
+        (176, "<I", rng.choice((0, 500, 1460))),  # gso_size
     )
     for at, layout, value in fields:
         if rng.random() < 0.4:

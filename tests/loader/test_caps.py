@@ -216,7 +216,9 @@ def test_a_program_of_unknown_name_in_the_way() -> None:
             "detach it first, or displace it with --force",
         ]
         message, hint = answer["True"]
-        assert message.startswith(f"cannot displace program {other.id} from left xdp: ")
+        assert message.startswith(
+            f"cannot displace program {other.id} of unknown name from left xdp: "
+        )
         assert hint == "a bpf_link of others can be detached only with CAP_SYS_ADMIN"
 
     in_pair(work)

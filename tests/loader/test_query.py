@@ -44,7 +44,7 @@ def test_ids_of_all_objects() -> None:
         assert last not in list(query.link_ids())
         assert gone(one)
         assert query.program_name(one.id) is None
-        assert query.called(one.id) == f"program {one.id}"
+        assert query.called(one.id) == f"program {one.id} of unknown name"
 
     in_netns(work)
     assert bpf_descriptors() == before

@@ -113,7 +113,7 @@ def harmless(data: bytes, flip: Flip) -> str | None:
     except (error, ValueError, IndexError):
         return None
     was, now = (_string_around(one, flip.at) for one in (data, changed))
-    if was.startswith(b"bpfchain: ") and now.startswith(b"bpfchain: "):
+    if was.startswith(b"bpfchain: "):
         return "the text of an added line"
     for word in _TELLING:
         if was.startswith(word) and now.startswith(word):

@@ -85,6 +85,7 @@ class _Main(click.Command):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        output.open_streams()
         try:
             code = super().main(
                 args, prog_name, complete_var, standalone_mode=False,

@@ -46,7 +46,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
         help="How long: 90, 60s, 10m, 1h.  [default: 60s]")  # fmt: skip
 @option("--packets", type=click.IntRange(1), metavar="N", group="The runs",
         help="End after N packets for each link.  [default: no end but --time]")  # fmt: skip
-@option("--seed", type=int, default=0, metavar="N", group="The runs",
+@option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, metavar="N", group="The runs",
         help="Of the mutations.  [default: 0]")  # fmt: skip
 @option("--program", metavar="NAME", group="The runs",
         help="Which link of OUT.  [default: the only one]")  # fmt: skip

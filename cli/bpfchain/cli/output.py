@@ -13,7 +13,7 @@ from typing import IO
 
 import click
 
-from bpfchain.transform.errors import BpfchainError
+from bpfchain.transform.errors import BpfchainError, HostError
 
 __all__ = [
     "EXIT_BUG",
@@ -21,6 +21,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "Voice",
     "colour_wanted",
+    "open_streams",
     "plain",
     "print_bug",
     "print_error",
@@ -114,8 +115,32 @@ def _one_line(text: str) -> str:
 
 def _write(stream: IO[str], text: str) -> None:
     try:
-        stream.write(text + "\n")
-    except UnicodeEncodeError:  # a terminal of another time: say it in what it has
-        encoding = getattr(stream, "encoding", None) or "ascii"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    stream.flush()
+        try:
+            stream.write(text + "\n")
+        except UnicodeEncodeError:  # a terminal of another time: say it in what it has
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except BrokenPipeError:  # who read it has enough; the exit code still is the command's
+        _silence(stream)
+    except OSError as error:
+        _silence(stream)
+        if stream is sys.stdout:
+            raise HostError(f"stdout: {(error.strerror or str(error)).lower()}") from None
+
+
+def _silence(stream: IO[str]) -> None:
+    """What is still to be written goes nowhere, and raises nothing at exit."""
+    os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())
+
+
+def open_streams() -> None:
+    """Standard streams that were closed: their numbers must not become a file's that is opened
+    later. What is written to a closed stdout is an error, to a closed stderr it is lost."""
+    # in the order of their numbers: each takes the lowest that is free
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull)  # noqa: SIM115 - for reading: writing is refused
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -57,7 +57,7 @@ but for --engine kernel. A manifest's originals are where it says they were, or 
         help="ubpf, ubpf-jit or kernel (root); may be repeated.  [default: ubpf]")  # fmt: skip
 @option("--jobs", type=click.IntRange(1, 1024), default=1, metavar="N", group="The runs",
         help="Processes, each with links of its own.  [default: 1]")  # fmt: skip
-@option("--seed", type=int, default=0, metavar="N", group="The runs",
+@option("--seed", type=click.IntRange(0, (1 << 64) - 1), default=0, metavar="N", group="The runs",
         help="Of random numbers that programs ask for.  [default: 0]")  # fmt: skip
 @option("--allow", "allowed", type=Choice("stack-residue", "unmodelled"), multiple=True,
         metavar="WORD", group="The runs",

@@ -39,6 +39,7 @@ pub mod skb {
     pub const FLOW_KEYS: usize = 144;
     pub const TSTAMP: usize = 152;
     pub const WIRE_LEN: usize = 160;
+    pub const GSO_SEGS: usize = 164;
     pub const SK: usize = 168;
     pub const GSO_SIZE: usize = 176;
     pub const TSTAMP_TYPE: usize = 180;

@@ -20,6 +20,7 @@ from bpfchain.loader.caps import permission_hint
 from bpfchain.loader.entry import pass_program
 from bpfchain.loader.hooks.explain import NEEDS
 from bpfchain.loader.hooks.protocol import Target
+from bpfchain.loader.hooks.targets import kinds_of
 from bpfchain.loader.libbpf import LibbpfError, ObjectFile, ObjectMap
 from bpfchain.loader.maps import Map
 from bpfchain.loader.places import unescape
@@ -229,7 +230,11 @@ def bypass(built: Built, record: LinkRecord, slots: Map | None = None) -> None:
                 record.link, entry.state, slots or built.slots, frags=record.frags
             )
         except BpfError as error:
-            raise HostError(f"cannot load the pass-through program: {error}") from error
+            denied = error.errno == errno.EPERM
+            raise HostError(
+                f"cannot load the pass-through program: {'not permitted' if denied else error}",
+                permission_hint(NEEDS[kinds_of(record.link.hook)[0]]) if denied else None,
+            ) from error
         built.programs[entry.slot] = program
         built.own(name, program)
 

@@ -23,7 +23,7 @@ def host_error(error: OSError, what: str) -> BpfchainError:
     """What the file system or the kernel said about ``what``."""
     hint = None
     if error.errno in (errno.EPERM, errno.EACCES):
-        hint = permission_hint(("CAP_BPF",))
+        hint = permission_hint(("CAP_BPF", "CAP_NET_ADMIN"))
         if isinstance(error, PermissionError) or error.errno == errno.EACCES:
             hint = "run it as the user whom the bpffs belongs to, or as root"
     return HostError(f"{what}: {(os.strerror(error.errno or 0)).lower()}", hint)
@@ -67,11 +67,16 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # not empty, or not ours
-            folder.rmdir()  # while held: see _acquire
-            for above in list(folder.parents)[:3]:
-                above.rmdir()
+        _remove_empty(folder)  # while held: see _acquire
         os.close(handle)
+
+
+def _remove_empty(folder: Path) -> None:
+    """The target's folder and those above it, as far as nothing is in them."""
+    with contextlib.suppress(OSError):  # not empty, or not ours
+        folder.rmdir()
+        for above in list(folder.parents)[:3]:
+            above.rmdir()
 
 
 def sweep(root: Path) -> None:
@@ -97,6 +102,8 @@ def _acquire(folder: Path) -> int:
         except FileNotFoundError:
             continue  # another one cleaned up between the two calls
         except OSError as error:
+            for above in list(folder.parents)[2::-1]:  # what was made of it before it failed
+                _remove_empty(above)
             raise host_error(error, str(folder)) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -133,8 +133,10 @@ def program_name(number: int) -> str | None:
 
 
 def called(number: int) -> str:
-    """``name (id 7)``, or ``program 7`` where the name is unknown."""
+    """``name (id 7)``, ``program 7`` of one without, ``program 7 of unknown name``."""
     name = program_name(number)
+    if name is None:
+        return f"program {number} of unknown name"
     return f"{name} (id {number})" if name else f"program {number}"
 
 

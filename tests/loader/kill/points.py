@@ -174,6 +174,10 @@ class Case:
             assert self.stage.residue() == [], f"{where}: {self.stage.residue()}"
         return expected
 
+    def expected(self) -> Stamps:
+        """What a frame must bring if ``status`` is right."""
+        return self.stage.expected(self.stage.status())
+
     def prepare(self) -> None:
         for words in self.operation.prepare:
             run = self.run(words)

@@ -18,6 +18,7 @@ from bpfchain.cli.main import command as main
 from bpfchain.loader import query
 from loader.kill.stamps import Stamps, Wire, stamping
 from loader.kill.tracer import Run, Visit, trace
+from loader.kill.user import as_user, preload
 from support.chains import MANIFEST, Part, bpftool, ids, manifest_of, write_chain
 from support.nets import make_pair, tool
 
@@ -95,11 +96,13 @@ class Stage:
     def run(
         self, *words: str | Path, visit: Visit | None = None, kill: tuple[int, bool] | None = None,
         fail: tuple[int, int] | None = None, reads: bool = False,
+        caps: tuple[str, ...] | None = None,
     ) -> Run:  # fmt: skip
-        """Run ``bpfchain`` with these words."""
-        return self.work(
-            command(words, self.bpffs), visit=visit, kill=kill, fail=fail, reads=reads
-        )
+        """Run ``bpfchain`` with these words; with ``caps`` as another user with these alone."""
+        what = command(words, self.bpffs)
+        if caps is not None:
+            what = as_user(what, caps)
+        return self.work(what, visit=visit, kill=kill, fail=fail, reads=reads)
 
     def work(self, what: Callable[[], object], **how: Any) -> Run:
         """The same for anything else."""
@@ -107,6 +110,10 @@ class Stage:
         for kind, numbers in run.made.items():
             self.made[kind] |= numbers
         return run
+
+    def preload(self, *words: str | Path) -> None:
+        """Have imported what the command imports, before a user runs it who cannot."""
+        preload(command(words, self.bpffs))
 
     def ok(self, *words: str | Path, **how: Any) -> Run:
         """A command that must succeed."""

@@ -51,7 +51,7 @@ PLACES = {
     "xdp-generic": Place("xdp", 2, "xdp", "generic"),
     "tcx": Place("tcx/ingress", -1, "tcx"),
     "clsact": Place("tc", 0, "clsact"),
-    "xdp-entry": Place("xdp", 2, "xdp", "native", entry=1),
+    "xdp-entry": Place("xdp", 2, "xdp", "generic", entry=1),
     "tcx-entry": Place("tcx/ingress", -1, "tcx", entry=2),
 }
 

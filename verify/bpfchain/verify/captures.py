@@ -23,6 +23,7 @@ __all__ = [
     "PACKET_MAX",
     "Capture",
     "link_type_name",
+    "looks_like_capture",
     "read_capture",
     "to_pcap",
     "to_pcapng",
@@ -88,6 +89,12 @@ class _Packet(NamedTuple):
 def link_type_name(number: int) -> str:
     """``Ethernet (1)``; only the number where the name is not known."""
     return f"{LINK_TYPES[number]} ({number})" if number in LINK_TYPES else f"link type {number}"
+
+
+def looks_like_capture(start: bytes) -> bool:
+    """Whether a file that begins with these four bytes can be a capture."""
+    known = (_SECTION, _PCAP_NANO, _PCAP_MICRO, _PCAP_MODIFIED)
+    return any(int.from_bytes(start, order) in known for order in ("little", "big"))
 
 
 def read_capture(data: bytes, name: str) -> Capture:

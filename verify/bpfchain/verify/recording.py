@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,13 @@ from typing import NamedTuple, TypeVar
 
 from bpfchain.transform.errors import RefusedError, UsageError
 from bpfchain.transform.policy import Hook
-from bpfchain.verify.captures import ETHERNET, link_type_name, read_capture, to_pcapng
+from bpfchain.verify.captures import (
+    ETHERNET,
+    link_type_name,
+    looks_like_capture,
+    read_capture,
+    to_pcapng,
+)
 from bpfchain.verify.contexts import SkbContext, XdpContext, kind_of, plain_contexts
 from bpfchain.verify.link_types import check_link_type, frame
 from bpfchain.verify.packet_rules import admissible
@@ -178,14 +184,16 @@ def read_recording(path: str | Path, scenario: str | Path | None = None) -> Reco
 
     Raises UsageError (a file that cannot be read), RefusedError (broken, no packets).
     """
-    data = _read(Path(path))
+    data = _read(Path(path), looks_like_capture)
     capture = read_capture(data, str(path))
     beside = scenario_beside(Path(path))
     chosen = Path(scenario) if scenario is not None else beside if beside.exists() else None
     digest = hashlib.sha256(data)
     settings = EMPTY
     if chosen is not None:
-        text = _read(chosen)
+        text = _read(chosen, lambda _: False)
+        if len(text) == _FIRST:
+            raise RefusedError(f"{chosen}: more than {_FIRST >> 20} MB: not a scenario")
         digest.update(text)
         settings = Scenario.from_json(text, str(chosen))
     notes = list(capture.notes)
@@ -214,9 +222,16 @@ def builtin_recording(scenario: str | Path | None = None) -> Recording:
         raise RefusedError(f"this installation is damaged: {error.message}") from None
 
 
-def _read(path: Path) -> bytes:
+_FIRST = 64 << 20
+"""Bytes that are read of a file which may be anything, /dev/zero too; no scenario is longer."""
+
+
+def _read(path: Path, whole: Callable[[bytes], bool]) -> bytes:
+    """The file; what ``whole`` does not take is refused by its beginning."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_FIRST)
+            return data + file.read() if whole(data[:4]) else data
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(f"{path}: cannot be read: {reason}") from None

@@ -119,6 +119,10 @@ pub fn change_tail(env: &mut Env, a: [u64; 5]) -> HelperResult {
     }
     packet.data_end = end;
     env.set_packet(packet);
+    if get(field::GSO_SIZE) != 0 {
+        put(field::GSO_SIZE, 0);
+        put(field::GSO_SEGS, 0);
+    }
     Ok(0)
 }
 

@@ -39,6 +39,7 @@ _REFERENCES = frozenset({3, 4, 8, 12, 13, 14, 15, 16, 17, 18, 25})
 
 
 _LDDW, _MAP_SOURCES = 0x18, (1, 2)
+_MASK64 = (1 << 64) - 1
 _ENDS = ["verdict", "ended", "fault"]
 
 
@@ -123,7 +124,7 @@ class MachineSession:
                 self._objects,
                 context=context_kind(setup.hook),
                 share=share,
-                seed=setup.seed + scenario.answers.seed,
+                seed=(setup.seed + scenario.answers.seed) & _MASK64,
                 instruction_limit=setup.instruction_limit,
                 answers=answers,
                 memory=scenario.memory,
