@@ -12,6 +12,7 @@ import pytest
 
 from loader.kill.points import OPERATIONS, Case, kill_everywhere
 from loader.kill.stage import HOOKS, stage
+from loader.kill.strace import HARMLESS, straced
 from support.nets import in_netns
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -42,6 +43,27 @@ def test_killed(hook: str, operation: str, tmp_path: Path, bpffs: Path) -> None:
     case = killed(hook, operation, tmp_path, bpffs, thorough=False)
     public = {n for n, call in enumerate(case.calls) if not call.private}
     assert {n for n, _ in case.injected} == public
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_points_are_the_ones_that_strace_sees(
+    operation: str, tmp_path: Path, bpffs: Path
+) -> None:  # fmt: skip
+    """The command as a process of its own makes the calls that are killed here, in this order, and
+    no other that could change something."""
+
+    def run() -> None:
+        with stage("clsact", tmp_path, bpffs) as here:
+            case = Case(here, OPERATIONS[operation])
+            case.enumerate()
+            case.prepare()
+            seen = straced([*case.words(case.operation.words), "--bpffs", str(bpffs)], tmp_path)
+            assert seen.calls == [call.text for call in case.calls]
+            assert not seen.others - HARMLESS, "calls that nobody has thought about"
+            assert seen.written == {"/dev/null"} & seen.written, "files that were opened to write"
+            case.clean()
+
+    in_netns(run)
 
 
 @pytest.mark.long

@@ -36,11 +36,17 @@ def argv(command: str, *arguments: str | Path) -> list[str]:
 
 
 def environment(**changed: str) -> dict[str, str]:
-    """The environment of a command: this checkout's packages, no colour settings of the host."""
-    kept = {
-        k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CLICOLOR_FORCE", "COLUMNS")
+    """The environment of a command: this checkout's packages, no colour settings of the host, and
+    modules compiled once, as pip does on install."""
+    kept = {k: v for k, v in os.environ.items() if k not in _OF_THE_HOST}
+    own = {
+        "PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS),
+        "PYTHONPYCACHEPREFIX": str(ROOT / ".build" / "pycache"),
     }
-    return kept | {"PYTHONPATH": os.pathsep.join(str(ROOT / room) for room in ROOMS)} | changed
+    return kept | own | changed
+
+
+_OF_THE_HOST = ("NO_COLOR", "CLICOLOR_FORCE", "COLUMNS", "PYTHONDONTWRITEBYTECODE")
 
 
 def run(

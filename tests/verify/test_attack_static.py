@@ -223,3 +223,22 @@ def _unlisted(data: bytearray) -> bytes:
     word.pack_into(data, 12, length - 12)
     word.pack_into(data, 16, strings - 12)
     return bytes(data)
+
+
+# programs that are made to keep the checker busy
+
+
+def test_functions_that_call_each_other_without_end_are_given_up(compiled: Compile) -> None:
+    calls = "".join("*p += 1; f{0}(p); " for _ in range(12))
+    levels = [
+        f"__noinline int f{n}(volatile long *p) {{ {calls.format(n + 1)} return *p; }}"
+        for n in range(1, 7)
+    ]
+    last = "__noinline int f7(volatile long *p) { *p += 1; return *p; }\n"
+    data = compiled(
+        last + "\n".join(reversed(levels)) + 'SEC("xdp") int p(struct xdp_md *ctx) '
+        "{ volatile long x = 0; f1(&x); return x & 1 ? 1 : 2; }"
+    )  # 12 ** 6 runs of the last: the verifier gives up too
+    _, static = check_link(data, patcher.transform_object(data, Request(index=0)).data)
+    assert static.outcome is Outcome.INCONCLUSIVE
+    assert "too many ways" in static.findings[0].message

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bpfchain.transform.errors import BpfchainError, RefusedError, UsageError
 from bpfchain.transform.version import VERSION
@@ -158,9 +159,20 @@ def _mapped(jobs: int, count: int) -> Iterator[Callable[..., Iterator[LinkResult
 
     # spawned: a fork would inherit the engine's mappings and the progress bar's thread
     with ProcessPoolExecutor(min(jobs, count), mp_context=get_context("spawn")) as pool:
+
+        def mapped(*work: Any) -> Iterator[LinkResult]:
+            # Ctrl-C goes to every process of the terminal: ours alone is to say so
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return pool.map(*work)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
         try:
-            yield pool.map
+            yield mapped
         except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()  # or they would first end what they are at
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -67,16 +67,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _remove_empty(folder)  # while held: see _acquire
+        with contextlib.suppress(OSError):  # not empty, or not ours
+            folder.rmdir()  # while held: see _acquire
+            for above in list(folder.parents)[:3]:
+                above.rmdir()
         os.close(handle)
-
-
-def _remove_empty(folder: Path) -> None:
-    """The target's folder and those above it, as far as nothing is in them."""
-    with contextlib.suppress(OSError):  # not empty, or not ours
-        folder.rmdir()
-        for above in list(folder.parents)[:3]:
-            above.rmdir()
 
 
 def sweep(root: Path) -> None:
@@ -102,8 +97,9 @@ def _acquire(folder: Path) -> int:
         except FileNotFoundError:
             continue  # another one cleaned up between the two calls
         except OSError as error:
-            for above in list(folder.parents)[2::-1]:  # what was made of it before it failed
-                _remove_empty(above)
+            for above in list(folder.parents)[:3]:  # what was made of it before it failed
+                with contextlib.suppress(OSError):
+                    above.rmdir()
             raise host_error(error, str(folder)) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ A command is ``bpfchain``'s own main in a forked child under the tracer: what it
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import time
@@ -80,7 +81,7 @@ class Stage:
 
     def chain(self, version: str, name: str = CHAIN) -> Path:
         """The manifest of the chain of that version, built on the first call."""
-        path = self.folder / f"{name[:8]}{version}" / MANIFEST
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:8]}{version}" / MANIFEST
         if not path.exists():
             path.parent.mkdir()
             parts = [
@@ -167,8 +168,19 @@ class Stage:
             forgotten = {one for one in left if kind == "map" and _forgotten(one)}
             assert left == forgotten, f"{kind} {left - forgotten} still there"
             made -= forgotten
-        now = ids()
+        now = _listed()
         assert not any(made & now[kind] for kind, made in self.made.items())
+
+
+def _listed() -> dict[str, set[int]]:
+    """What bpftool lists: it gives up where somebody makes or ends a link just then (EAGAIN)."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return ids()
+        except AssertionError as error:
+            if "temporarily unavailable" not in str(error) or time.monotonic() > end:
+                raise
 
 
 def _forgotten(number: int) -> bool:

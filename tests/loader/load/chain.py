@@ -6,7 +6,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bpfchain.loader.generation import Source
 from bpfchain.loader.hooks import Target, interface_target
@@ -25,6 +27,9 @@ from support.nets import make_pair
 LINKS = Path(__file__).with_name("links.c")
 SPIN = 40_000
 """Nanoseconds that link 0 takes for a frame."""
+SLOW_SPIN = 200_000
+"""The same where the grace period is to be seen: from the moment that nothing refers to a PROG_ARRAY
+any more, the kernel takes 140 us and more to empty it (a kworker, and code to patch)."""
 LEFT, RIGHT = "left", "right"
 
 
@@ -56,16 +61,20 @@ PLACES = {
 }
 
 
-def part(place: Place, index: int, mark: int, folder: Path, spin: int = SPIN) -> Part:
+def part(place: Place, index: int, mark: int, spin: int = SPIN) -> Part:
     """Link ``index`` that writes ``mark``."""
-    defines: dict[str, object] = {"SECTION": f'"{place.section}"', "PASS": f"({place.passes})"}
-    if place.section == "xdp":
+    return Part(_compiled(place.section, place.passes, index, mark, spin if index == 0 else 0))
+
+
+@cache
+def _compiled(section: str, passes: int, index: int, mark: int, spin: int) -> bytes:
+    defines: dict[str, object] = {"SECTION": f'"{section}"', "PASS": f"({passes})"}
+    if section == "xdp":
         defines["XDP"] = 1
-    folder.mkdir(exist_ok=True)
-    data = compile_bpf(
-        folder, LINKS.read_text(), INDEX=index, MARK=mark, SPIN=spin if index == 0 else 0, **defines
-    )
-    return Part(data)
+    with TemporaryDirectory() as folder:
+        return compile_bpf(
+            Path(folder), LINKS.read_text(), INDEX=index, MARK=mark, SPIN=spin, **defines
+        )
 
 
 @dataclass
@@ -105,7 +114,7 @@ def loaded(name: str, folder: Path, bpffs: Path, spin: int = SPIN) -> Iterator[L
     hook = PLACES[name]
     sources, links = {}, {}
     for mark in (1, 2):
-        parts = [part(hook, i, mark, folder / "c", spin) for i in range(3)]
+        parts = [part(hook, i, mark, spin) for i in range(3)]
         sources[mark] = source_of(write_chain(folder / f"v{mark}", "edge", parts))
         for i, one in enumerate(parts):
             links[i, mark] = patched(one, i, folder, f"l{i}v{mark}.o")

@@ -11,6 +11,7 @@ Frames and kinds: links.c.
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import struct
@@ -179,14 +180,18 @@ class Running:
 
 
 @contextmanager
-def traffic(left: str, right: str, *, links: int = 3, most: int = MOST_FRAMES) -> Iterator[Running]:
-    """Traffic while the block runs, in the calling thread's network namespace."""
+def traffic(
+    left: str, right: str, *, links: int = 3, most: int = MOST_FRAMES, cpu: int | None = None
+) -> Iterator[Running]:
+    """Traffic while the block runs, in the calling thread's network namespace, on one CPU if told."""
     process = subprocess.Popen(
         [sys.executable, __file__, left, right, str(links), str(most)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     running = Running(process)
     try:
+        if cpu is not None:
+            os.sched_setaffinity(process.pid, {cpu})
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield running

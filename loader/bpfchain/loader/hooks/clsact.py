@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bpfchain.loader import netlink, query
-from bpfchain.loader.hooks.explain import attach_error, changed_error, swap_error
+from bpfchain.loader.hooks.explain import attach_error, changed_error, detach_error, swap_error
 from bpfchain.loader.hooks.protocol import Attachment, Foreign, NoSuchHookError, Target
 from bpfchain.loader.hooks.targets import interface_index
 from bpfchain.loader.netlink import Filter, NetlinkError
@@ -99,10 +99,13 @@ class ClsactAttachment:
         if found != self._expected:
             raise changed_error(self.target, found, self._expected)
         present = sum(len(netlink.filters(self._ifindex, direction)) for direction in _TCX)
-        if self._name == NAME_WITH_QDISC and present == 1:
-            netlink.delete_clsact(self._ifindex)
-        else:
-            netlink.delete_filter(self._ifindex, self._direction, self._priority, self._handle)
+        try:
+            if self._name == NAME_WITH_QDISC and present == 1:
+                netlink.delete_clsact(self._ifindex)
+            else:
+                netlink.delete_filter(self._ifindex, self._direction, self._priority, self._handle)
+        except NetlinkError as error:
+            raise detach_error(error, self.target) from error
 
     def pin(self, path: str | os.PathLike[str]) -> None:
         """Nothing: a filter cannot be pinned, and stays without."""

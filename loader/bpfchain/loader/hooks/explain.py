@@ -69,6 +69,14 @@ def swap_error(error: OSError, target: Target, found: int | None, old: int) -> H
     return HostError(f"{said}: {error}")
 
 
+def detach_error(error: OSError, target: Target) -> HostError:
+    """``error`` from taking the chain's program away from ``target``."""
+    said = f"cannot detach from {target}"
+    if error.errno == errno.EPERM:
+        return HostError(f"{said}: not permitted", permission_hint(NEEDS[target.kind]))
+    return HostError(f"{said}: {error}")
+
+
 def changed_error(target: Target, found: int | None, expected: int) -> HostError:
     """Another program than the chain's is at ``target``."""
     there = f"program {found} is there" if found else "no program is there"

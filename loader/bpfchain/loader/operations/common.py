@@ -69,14 +69,19 @@ def looking(place: ChainPlace, *, fd: int | None = None) -> Iterator[Situation]:
     """Lock the target and look at the chain. HostError if another process has the lock, and for
     whatever the kernel or the file system says no to meanwhile."""
     check_bpffs(place.root.parent)
-    with locked(place.target_folder):
-        try:
-            with Situation(place, fd=fd) as situation:
-                yield situation
-        except BpfError as error:
-            raise HostError(f"{place}: {error}") from error
-        except OSError as error:
-            raise host_error(error, f"{place}: {error.filename or ''}".rstrip(": ")) from error
+    with locked(place.target_folder), told(place), Situation(place, fd=fd) as situation:
+        yield situation
+
+
+@contextmanager
+def told(place: ChainPlace) -> Iterator[None]:
+    """What the kernel or the file system says no to meanwhile becomes a HostError."""
+    try:
+        yield
+    except BpfError as error:
+        raise HostError(f"{place}: {error}") from error
+    except OSError as error:
+        raise host_error(error, f"{place}: {error.filename or ''}".rstrip(": ")) from error
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from bpfchain.loader.operations.common import (
     opened,
     running,
     swap_head,
+    told,
 )
 from bpfchain.loader.operations.recreate import recreate_in
 from bpfchain.loader.places import ChainPlace
@@ -49,7 +50,7 @@ def current_link(place: ChainPlace, index: int) -> LinkRecord:
 
     Looked at without the lock: ``replace`` compares again under it.
     """
-    with Situation(place) as situation:
+    with told(place), Situation(place) as situation:
         current = situation.current
         if current is not None:
             return _link(current.whole.manifest, index)

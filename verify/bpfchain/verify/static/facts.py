@@ -45,6 +45,9 @@ __all__ = ["Facts", "Read", "State", "Unwritten", "analyse"]
 
 _FRAMES = 8
 """MAX_CALL_FRAMES of the verifier."""
+_MOST_BLOCKS = 100_000
+"""Blocks that one run follows, and ten for each instruction of the object: functions that call functions with a stack pointer, level by level, are
+run anew at each call, as the verifier does, and it gives up as well (a million instructions)."""
 _JOINS = 4
 """Times that a place may be reached with more before bounds are given up."""
 _VISITS, _COMPARED = 128, 8
@@ -249,6 +252,7 @@ class _Run:
         self.throws = False
         self.by_path = False
         self.budget = 1
+        self.blocks = _MOST_BLOCKS + 10 * sum(len(s.data) // i.SLOT for s in obj.executable)
 
     # control flow
 
@@ -331,6 +335,9 @@ class _Run:
         exits: dict[int, State],
     ) -> list[tuple[int, State]]:
         """Run one block; where control goes on, and with what."""
+        self.blocks -= 1
+        if self.blocks < 0:
+            raise Unreadable(f"function {function.name}: too many ways through what is called")
         at, end = block, shape.ends[block]
         code = shape.insns
         section = function.section
