@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("kernel")
 
 QUICK = [(hook, operation) for hook in ("xdp", "clsact")
          for operation in ("load", "recreate", "replace", "unload")]  # fmt: skip
+QUICK += [("xdp-entry", "recreate"), ("tcx", "replace")]
 ALL = [(hook, operation) for hook in HOOKS for operation in OPERATIONS]
 
 

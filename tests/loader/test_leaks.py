@@ -20,8 +20,7 @@ pytestmark = [
     ),
 ]
 
-QUICK = [("xdp", "load"), ("clsact", "load"), ("xdp-entry", "load"), ("xdp", "recreate"),
-         ("clsact", "replace")]  # fmt: skip
+QUICK = [("xdp-entry", "load"), ("clsact", "load"), ("clsact", "replace")]
 ALL = [(hook, operation, errno.EPERM) for hook in HOOKS for operation in OPERATIONS]
 ALL += [(hook, "load", number) for hook in HOOKS for number in (errno.ENOMEM, errno.EINVAL)]
 

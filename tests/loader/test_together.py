@@ -31,7 +31,7 @@ def on(hook: str, folder: Path, bpffs: Path, work: Callable[[Stage], None]) -> N
 
 
 @pytest.mark.parametrize("operation", ["load", "replace", "recreate", "rollback", "unload"])
-@pytest.mark.parametrize("hook", ["xdp", "clsact"])
+@pytest.mark.parametrize("hook", ["xdp", pytest.param("clsact", marks=pytest.mark.long)])
 def test_a_second_command_is_told_who_holds_the_hook(
     hook: str, operation: str, tmp_path: Path, bpffs: Path
 ) -> None:  # fmt: skip
@@ -269,7 +269,8 @@ def test_names(hook: str, interface: str, chain: str, tmp_path: Path, bpffs: Pat
         assert here.wire.send(FRAMES) == {A}
         chains = here.status()
         assert {one["target"]["interface"] for one in chains} == {interface, "right"}
-        assert len(chain) == 64 and not chain.isascii() or {one["chain"] for one in chains} == {chain}
+        if len(chain) < 64 or chain.isascii():
+            assert {one["chain"] for one in chains} == {chain}
         here.ok("recreate", here.chain("B", chain), "--dev", interface)
         assert other.send(FRAMES) == {("B0", "B1", "B2")}
         here.ok("rollback", chain, "--dev", interface)

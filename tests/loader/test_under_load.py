@@ -156,7 +156,7 @@ def pins_go_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def swap_first(*arguments: object) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        swap(*arguments)  # type: ignore[arg-type]
+        swap(*arguments)
 
     def let_go(folder: Path) -> None:
         held.pop().close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "corpus" / "programs" / "el"
-ROOMS = ("transform", "loader", "verify", "cli")
+ROOMS = ("transform", "loader", "emulator", "verify", "cli")
 MAINS = {
     "bpfchain": "from bpfchain.cli.main import main; main()",
     "bpfchain-transform": "from bpfchain.cli.transform_main import main; main()",

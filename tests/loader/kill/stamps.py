@@ -111,11 +111,11 @@ class Wire:
         while wanted and (left := end - time.monotonic()) > 0:
             self._in.settimeout(left)
             try:
-                number, stamps = self._take()
+                arrived, stamps = self._take()
             except TimeoutError:
                 break
-            if number in wanted:
-                wanted.remove(number)
+            if arrived in wanted:
+                wanted.remove(arrived)
                 found.add(stamps)
         return found | ({LOST} if wanted else set())
 

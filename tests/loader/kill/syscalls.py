@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
 _X86_64: Final = {
     "bpf": 321, "sendto": 44, "sendmsg": 46, "sendmmsg": 307, "setsockopt": 54, "mkdir": 83,
     "mkdirat": 258, "rmdir": 84, "rename": 82, "renameat": 264, "renameat2": 316, "unlink": 87,

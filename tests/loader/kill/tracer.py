@@ -17,13 +17,21 @@ import struct
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import IO
 
 from loader.kill.syscalls import (
-    BPF, MAKES, NAMES, NUMBERS, PROCESSES, READS, Call, command_of, describe,
+    BPF,
+    MAKES,
+    NAMES,
+    NUMBERS,
+    PROCESSES,
+    READS,
+    Call,
+    command_of,
+    describe,
 )  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -83,8 +91,7 @@ def trace(
     errno) of a call that is not made, and answers so (x86-64). ``reads``: count also the calls of
     bpf(2) and netlink that change nothing. SystemExit's code is the exit code, an exception is 99.
     """
-    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    with out, err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         run = Run()
         pid = os.fork()
         if pid == 0:
@@ -92,7 +99,7 @@ def trace(
         try:
             _follow(pid, run, visit, kill, fail, reads)
         except BaseException:
-            with _ignored():
+            with suppress(ChildProcessError, ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, _WALL)
             raise
@@ -100,14 +107,6 @@ def trace(
             stream.seek(0)
             setattr(run, name, stream.read().decode("utf-8", "replace"))
         return run
-
-
-@contextmanager
-def _ignored() -> Iterator[None]:
-    try:
-        yield
-    except (ChildProcessError, ProcessLookupError):
-        pass
 
 
 def _child(work: Callable[[], object], out: IO[bytes], err: IO[bytes], reads: bool) -> None:
@@ -238,10 +237,8 @@ def _memory(pid: int, address: int, size: int) -> bytes:
         first = min(size, 4096 - address % 4096)  # the next page may not be there
         data = os.pread(fd, first, address)
         if first < size:
-            try:
+            with suppress(OSError):
                 data += os.pread(fd, size - first, address + first)
-            except OSError:
-                pass
         return data
     finally:
         os.close(fd)
