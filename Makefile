@@ -52,6 +52,7 @@ bench:
 	$(PYTHON) bench/nanoseconds.py
 	$(PYTHON) bench/speed.py
 	$(PYTHON) bench/proof.py
+	$(PYTHON) bench/loader.py
 
 fuzz: setup-test
 	$(PYTHON) tests/fuzz/mutate.py 100000

@@ -8,7 +8,7 @@ level=${1:-demo}
 # cmake, libclang1, gcc: the emulator's native part is built from source (uBPF, bindgen)
 packages="python3 python3-venv libbpf1 gcc libc6-dev cmake make libclang1-14"
 [ "$level" = demo ] || packages="$packages clang llvm bpftool iproute2 libbpf-dev libelf-dev zlib1g-dev \
- linux-libc-dev debian-archive-keyring xz-utils chromium"
+ linux-libc-dev debian-archive-keyring xz-utils chromium iperf3 xdp-tools"
 [ "$level" != bench ] || packages="$packages qemu-system-x86 cpio"
 
 # Rust 1.74 or newer; Debian 12's is older, its cargo-web is not

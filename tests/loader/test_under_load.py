@@ -32,7 +32,7 @@ from bpfchain.loader.operations.unload import unload
 from bpfchain.loader.places import place_of, state_root
 from bpfchain.loader.status import chain_status
 from bpfchain.loader.store import SLOTS
-from loader.load.chain import LEFT, RIGHT, SLOW_SPIN, Loaded, loaded, skipped_by_counters
+from loader.load.chain import LEFT, RIGHT, SLOW_SPIN, SPIN, Loaded, loaded, skipped_by_counters
 from loader.load.traffic import Seen, traffic
 from support.chains import runs, scene, set_verdict, source_of, wait_until, write_chain
 from support.commands import run
@@ -48,11 +48,10 @@ COUNTS = [FEW, pytest.param(MANY, marks=[pytest.mark.long, pytest.mark.timeout(1
 
 
 def with_chain(
-    name: str, folder: Path, bpffs: Path, work: Callable[[Loaded], None], spin: int | None = None
+    name: str, folder: Path, bpffs: Path, work: Callable[[Loaded], None], spin: int = SPIN
 ) -> None:
     def inside() -> None:
-        more = {} if spin is None else {"spin": spin}
-        with loaded(name, folder, bpffs, **more) as chain:
+        with loaded(name, folder, bpffs, spin) as chain:
             work(chain)
 
     in_netns(inside)

@@ -13,8 +13,7 @@ from struct import Struct, error
 
 __all__ = ["Flip", "flips", "harmless"]
 
-_HEADER = 64
-_STRTAB, _NOBITS, _SYMTAB = 3, 8, 2
+_STRTAB, _NOBITS, _SYMTAB, _REL, _INFO_LINK = 3, 8, 2, 9, 0x40
 _BTF_MAGIC = (b"\x9f\xeb", b"\xeb\x9f")
 _BEHIND = {1: 1, 3: 3, 14: 1, 17: 1}
 _MEMBER = {4: 3, 5: 3, 6: 2, 13: 2, 15: 3, 19: 3}
@@ -66,6 +65,8 @@ def _seen(data: bytes) -> tuple[object, ...]:
                 name, *rest = Struct(order + "IBBHQQ").unpack_from(data, at + entry)
                 found.append((text(link, name), *rest))
             own = b""
+        if kind == _REL:
+            flags &= ~_INFO_LINK  # "sh_info is a section": of relocations it always is
         found.append((kind, flags, addr, length if kind != _STRTAB else 0, link, info, align))
         found.append((entsize, _types(own, order) if own[:2] in _BTF_MAGIC else own))
     found += [text(names_at, row[0]) for row in rows]
@@ -120,8 +121,9 @@ def harmless(data: bytes, flip: Flip) -> str | None:
             return "told to people"
     if was.startswith((b"success=", b"redirect=")) and was.lower() == now.lower():
         return "the same word in capitals"
-    if was.startswith(b"slots=") and now.startswith(b"slots=") and b"\0last=yes\0" in data:
-        return "the last link has no slots"
+    for word in (b"slots=", b"index="):
+        if was.startswith(word) and now.startswith(word) and b"\0last=yes\0" in data:
+            return "the last link's code has no slot in it"
     return _same_number(data, flip)
 
 

@@ -108,9 +108,13 @@ def _count(array: Map, kind: int) -> int:
 
 
 @contextmanager
-def loaded(name: str, folder: Path, bpffs: Path, spin: int = SPIN) -> Iterator[Loaded]:
-    """A chain on ``right``, in the calling thread's network namespace, which is to be a new one."""
-    make_pair()
+def loaded(
+    name: str, folder: Path, bpffs: Path, spin: int = SPIN, *, pair: bool = True
+) -> Iterator[Loaded]:
+    """A chain on ``right``, in the calling thread's network namespace, which is to be a new one
+    (or with ``pair`` False already has the pair)."""
+    if pair:
+        make_pair()
     hook = PLACES[name]
     sources, links = {}, {}
     for mark in (1, 2):

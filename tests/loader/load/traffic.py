@@ -56,6 +56,8 @@ class Seen:
     marks: dict[str, int] = field(default_factory=dict)
     """Frames that arrived, by their marks: ``1 1 2``."""
     seconds: float = 0.0
+    cpu: float = 0.0
+    """CPU seconds of the same time: links run in the sender's."""
     longest: float = 0.0
     """Seconds of the longest batch, from its first frame to its last one's arrival."""
     steps: list[int] = field(default_factory=list)
@@ -106,7 +108,7 @@ class Generator:
         self._in.setblocking(False)
         self._kinds = bytearray()
         self._there = bytearray()
-        self._begin = time.monotonic()
+        self._begin, self._begin_cpu = time.monotonic(), time.process_time()
 
     def run(self, stop: IO[Any]) -> Seen:
         """Until ``stop`` is readable (at its end), or a limit is reached."""
@@ -154,6 +156,7 @@ class Generator:
 
     def _end(self) -> Seen:
         self.seen.seconds = time.monotonic() - self._begin
+        self.seen.cpu = time.process_time() - self._begin_cpu
         end = time.monotonic() + LATE
         while time.monotonic() < end:
             self._drain(0.05)
