@@ -9,7 +9,8 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 help:
 	@echo "make demo       build, inspect and run a chain of three programs"
 	@echo "make test       linters, types, import direction, all tests but the long ones"
-	@echo "make test-long  all tests, the kernel matrix and the mutations too"
+	@echo "make test-long  the long tests too: kernel matrix, mutations, 1,000 swaps under load"
+	@echo "make test-exhaustive  every kill point, every bit of an object: more than an hour"
 	@echo "make bench      cost per packet, time of the command and of the proof (docs/bench.md)"
 	@echo "make wheel      dist/*.whl, to install where no Rust, clang or cmake is"
 	@echo "make fuzz       100,000 mutated objects (fuzz-atheris: guided by coverage)"
@@ -19,12 +20,15 @@ demo:
 	@$(PYTHON) examples/demo.py
 
 test: lint
-	$(PYTEST) $(PYTEST_ARGS) -m "not long"
+	$(PYTEST) $(PYTEST_ARGS) -m "not long and not exhaustive"
 
 test-long: lint
 	@tools/setup.sh bench
 	$(PYTHON) bench/kernels/fetch.py
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS) -m "not exhaustive"
+
+test-exhaustive: setup-test
+	$(PYTEST) -n 2 --dist worksteal -m exhaustive
 
 lint: setup-test lint-rust
 	$(PYTHON) -m ruff check .
@@ -66,4 +70,4 @@ clean:
 	rm -rf build dist emulator/native/target emulator/bpfchain/emulator/*.so
 	rm -rf .build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo test test-long lint lint-rust wheel setup-test bench fuzz fuzz-atheris clean
+.PHONY: test-exhaustive help demo test test-long lint lint-rust wheel setup-test bench fuzz fuzz-atheris clean

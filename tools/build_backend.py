@@ -22,7 +22,7 @@ __all__ = [
     "prepare_metadata_for_build_editable", "prepare_metadata_for_build_wheel",
 ]  # fmt: skip
 
-RUST = (1, 74)
+RUST = (1, 85)
 """pyo3 0.26's."""
 NO_NATIVE = "BPFCHAIN_NO_NATIVE"
 _LIBCLANG = (

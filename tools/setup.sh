@@ -8,13 +8,13 @@ level=${1:-demo}
 # cmake, libclang1, gcc: the emulator's native part is built from source (uBPF, bindgen)
 packages="python3 python3-venv libbpf1 gcc libc6-dev cmake make libclang1-14"
 [ "$level" = demo ] || packages="$packages clang llvm bpftool iproute2 libbpf-dev libelf-dev zlib1g-dev \
- linux-libc-dev debian-archive-keyring xz-utils chromium iperf3 xdp-tools"
+ linux-libc-dev debian-archive-keyring xz-utils chromium fonts-dejavu-core lcov iperf3 strace xdp-tools"
 [ "$level" != bench ] || packages="$packages qemu-system-x86 cpio"
 
-# Rust 1.74 or newer; Debian 12's is older, its cargo-web is not
+# Rust 1.85 or newer; Debian 12's is older, its cargo-web is not
 rust_is_new() {
     version=$(cargo --version 2>/dev/null | sed -n 's/^cargo \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
-    [ -n "$version" ] && [ "${version% *}" -ge 1 ] && [ "${version#* }" -ge 74 ]
+    [ -n "$version" ] && [ "${version% *}" -ge 1 ] && [ "${version#* }" -ge 85 ]
 }
 lints_rust() { cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; }
 if ! rust_is_new || { [ "$level" != demo ] && ! lints_rust; }; then

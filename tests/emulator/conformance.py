@@ -191,9 +191,13 @@ def _arithmetic_or_jump(name: str, operands: Sequence[str]) -> tuple[bytes, str 
     dst = _register(operands[0])
     if plain in _JUMPS:
         offset, aim = _aim(operands[2])
-        return _insn(_JUMPS[plain] | register | (0x06 if narrow else 0x05), dst, source, offset, imm), aim
+        return _insn(
+            _JUMPS[plain] | register | (0x06 if narrow else 0x05), dst, source, offset, imm
+        ), aim
     signed = int(plain in ("sdiv", "smod"))
-    return _insn(_ALU[plain] | register | (0x04 if narrow else 0x07), dst, source, signed, imm), None
+    return _insn(
+        _ALU[plain] | register | (0x04 if narrow else 0x07), dst, source, signed, imm
+    ), None
 
 
 def _atomic(operands: Sequence[str]) -> bytes:

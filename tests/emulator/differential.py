@@ -170,7 +170,9 @@ def _contexts(theirs: bytes, ours: bytes, kind: str, where: str, compared: Compa
         _equal(compared, f"context {name}", where, theirs[at : at + size], ours[at : at + size])
 
 
-def _equal(compared: Compared, dimension: str, where: str, kernel: object, emulator: object) -> None:
+def _equal(
+    compared: Compared, dimension: str, where: str, kernel: object, emulator: object
+) -> None:
     if kernel != emulator:
         compared.differ(dimension, f"{where}: kernel {_shown(kernel)}, emulator {_shown(emulator)}")
 
@@ -201,9 +203,7 @@ def _linked(session: Session, number: int) -> LinkedObject:
     return linked
 
 
-def _first_difference(
-    theirs: Mapping[bytes, bytes], ours: Mapping[bytes, bytes], size: int
-) -> str:
+def _first_difference(theirs: Mapping[bytes, bytes], ours: Mapping[bytes, bytes], size: int) -> str:
     for key in sorted(theirs.keys() | ours.keys()):
         a, b = theirs.get(key), ours.get(key)
         if (a is None) != (b is None) or (a or b"")[:size] != (b or b"")[:size]:
@@ -217,7 +217,9 @@ def setup_of(data: bytes, hook: Hook, program: str, **more: Any) -> Setup:
     return Setup(objects=(data,), hook=hook, programs=(ProgramRef(0, program),), **more)
 
 
-def seeds(linked: LinkedObject, packets: Sequence[bytes], seed: int) -> dict[str, tuple[MapEntry, ...]]:
+def seeds(
+    linked: LinkedObject, packets: Sequence[bytes], seed: int
+) -> dict[str, tuple[MapEntry, ...]]:
     """Mutated contents for all maps of an object that user space may write and programs read."""
     shapes = [
         MapShape(spec.name, spec.key_size, spec.value_size, max(1, spec.max_entries),

@@ -83,7 +83,9 @@ def inputs(hook: Hook) -> Inputs:
     if has_packets(hook):
         return found
     # a pointer into the kernel's memory would be followed there, to whatever this machine has
-    safe = [n for n, context in enumerate(found.contexts) if b"\xff\xff" not in context.strip(b"\xff")]
+    safe = [
+        n for n, context in enumerate(found.contexts) if b"\xff\xff" not in context.strip(b"\xff")
+    ]
     assert len(safe) > 1
     return found.select(safe)
 
@@ -110,7 +112,7 @@ def test_corpus(subject: Subject) -> None:
     expect(str(subject), run(subject, SEEDS, inputs(subject.hook)))
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("subject", SUBJECTS, ids=str)
 def test_corpus_at_length(subject: Subject) -> None:
     """Mutated packets too, and many map contents."""

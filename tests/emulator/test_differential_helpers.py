@@ -36,7 +36,29 @@ HOOKS: Mapping[str, tuple[int, ...]] = {
 }
 """Hook -> the kinds of calls that its program has."""
 _OFFSETS = (0, 1, 12, 14, 16, 18, 20, 24, 34, 40, 54, 60, 64, 100, 1500, 0xFFFF, 0x10000, 1 << 31)
-_MOVES = (-1, -2, -4, -8, -14, -20, -40, -64, -200, 1, 2, 4, 8, 14, 20, 36, 40, 200, 300, 1000, 3000)
+_MOVES = (
+    -1,
+    -2,
+    -4,
+    -8,
+    -14,
+    -20,
+    -40,
+    -64,
+    -200,
+    1,
+    2,
+    4,
+    8,
+    14,
+    20,
+    36,
+    40,
+    200,
+    300,
+    1000,
+    3000,
+)
 _PROTOCOLS = (0x0008, 0xDD86, 0x0081, 0xA888, 0x0608)
 _ROOM_FLAGS = (0, 0, 0, 1, 2, 4, 2 | 8, 2 | 16, 4 | 16, 32, 2 | 64 | 14 << 56, 128, 256, 512, 6)
 
@@ -44,7 +66,9 @@ _ROOM_FLAGS = (0, 0, 0, 1, 2, 4, 2 | 8, 2 | 16, 4 | 16, 32, 2 | 64 | 14 << 56, 1
 def operation(rng: random.Random, kinds: tuple[int, ...], hook: str) -> bytes:
     """One call: the kind and its arguments, mostly near what is sensible."""
     kind = rng.choice(kinds)
-    a = rng.choice((rng.choice(_OFFSETS), rng.choice(_MOVES), rng.randrange(128), rng.getrandbits(32)))
+    a = rng.choice(
+        (rng.choice(_OFFSETS), rng.choice(_MOVES), rng.randrange(128), rng.getrandbits(32))
+    )
     b = rng.choice((rng.randrange(64), rng.getrandbits(16), rng.getrandbits(32)))
     c = rng.choice((0, 0, 0, 1, 2, rng.randrange(32), rng.getrandbits(32)))
     d = rng.choice((0, 1, rng.getrandbits(16), rng.getrandbits(64)))
@@ -116,7 +140,7 @@ def test_helpers(hook: str) -> None:
     run(hook, ROUNDS, 1)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("hook", HOOKS)
 def test_helpers_at_length(hook: str) -> None:
     run(hook, LONG_ROUNDS, 2)

@@ -256,6 +256,8 @@ def test_perf_records(tmp_path: Path, section: str, ctx: str) -> None:
 
 
 def test_the_note_of_a_perf_record_names_the_cpu(tmp_path: Path) -> None:
-    data = compile_bpf(tmp_path, HEAD + PERF.replace("SECTION", "xdp").replace("CTX", "struct xdp_md"))
+    data = compile_bpf(
+        tmp_path, HEAD + PERF.replace("SECTION", "xdp").replace("CTX", "struct xdp_md")
+    )
     events = Emulated(data).batch([bytes(64)]).events(0)
     assert {struct.unpack("<I", event[2][:4])[0] for event in events} == {0}

@@ -107,7 +107,7 @@ def test_random_programs(hook: str, batch: int) -> None:
     run(hook, -(-COUNT // (2 * BATCHES)), SEED, batch)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("batch", range(2 * BATCHES))
 @pytest.mark.parametrize("hook", ["xdp", "tc"])
 def test_more_random_programs(hook: str, batch: int) -> None:

@@ -130,7 +130,7 @@ def test_real_objects() -> None:
     check(SEEDS, long=False)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_real_objects_at_length() -> None:
     """Mutated packets and many map contents."""
     check(LONG_SEEDS, long=True)

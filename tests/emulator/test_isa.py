@@ -133,7 +133,10 @@ def test_arithmetic(engine: str, width: int, kernel: None) -> None:
                 continue  # a division by the constant 0 is refused by every verifier
             if code in (0x60, 0x70, 0xC0) and not 0 <= imm < width:
                 continue
-            programs[f"{name} {number} imm {imm}"] = insn(klass | code, 0, 0, off, imm), [(row[0], 0)]
+            programs[f"{name} {number} imm {imm}"] = (
+                insn(klass | code, 0, 0, off, imm),
+                [(row[0], 0)],
+            )
             right[f"{name} {number} imm {imm}"] = [row[2 if width == 64 else 3]]
     assert check(engine, programs, right) > 150
 
@@ -282,7 +285,8 @@ def test_ordered_loads_and_stores(engine: str, kernel: None) -> None:
         )  # fmt: skip
         right[f"load {size}"] = [cases.BIG & (1 << 8 * size) - 1]
         programs[f"store {size}"] = (
-            ones + insn(op, 10, 1, -8, 0x110) + insn(0x79, 0, 10, -8), [(0, cases.BIG)]
+            ones + insn(op, 10, 1, -8, 0x110) + insn(0x79, 0, 10, -8),
+            [(0, cases.BIG)],
         )
         high = cases.M64 >> 8 * size << 8 * size if size < 8 else 0
         right[f"store {size}"] = [high | cases.BIG & (1 << 8 * size) - 1]

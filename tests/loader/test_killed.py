@@ -67,7 +67,7 @@ def test_the_points_are_the_ones_that_strace_sees(
     in_netns(run)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("hook", "operation"), ALL)
 def test_killed_anywhere(hook: str, operation: str, tmp_path: Path, bpffs: Path) -> None:

@@ -83,7 +83,7 @@ def test_every_call_fails_once(hook: str, operation: str, tmp_path: Path, bpffs:
     failing(hook, operation, tmp_path, bpffs, errno.EPERM, reads=False)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("hook", "operation", "number"), ALL)
 def test_every_call_fails(

@@ -135,39 +135,29 @@ def test_commands(bpffs: Path, tmp_path: Path) -> None:
 
 
 @contextmanager
-def pins_go_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A generation's PROG_ARRAY is let go in the moment that its pin is removed.
-
-    Kernels from 5.2 on let go of a pinned object behind an RCU grace period (``.free_inode`` of the
-    bpffs), which hides a missing wait; older ones and, since ``.destroy_inode`` came back, newer
-    ones do not. So here a descriptor stands in for the pin. Between swap and release nothing else
-    gets the CPU (SCHED_FIFO), then the kworker that empties the array does.
+def without_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Between a rollback's swap and the release of what ran nothing else gets the loader's CPU
+    (SCHED_FIFO), and then the kworker does that empties the array: the two as close as they can be.
     """
-    held: list[Map] = []
-    pin, remove, swap = Map.pin, rollback_module.remove_generation, rollback_module.swap_head
+    remove, swap = rollback_module.remove_generation, rollback_module.swap_head
     usual = os.sched_getscheduler(0), os.sched_getparam(0)
-
-    def hold(self: Map, path: str | os.PathLike[str]) -> None:
-        if os.path.basename(path) == SLOTS:
-            held.append(Map(os.dup(self.fileno())))
-        else:
-            pin(self, path)
 
     def swap_first(*arguments: object) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         swap(*arguments)
 
-    def let_go(folder: Path) -> None:
-        held.pop().close()
+    def release(folder: Path) -> None:
+        remove(folder)
         os.sched_setscheduler(0, *usual)
         time.sleep(0.001)
-        remove(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Map, "pin", hold)
         patch.setattr(rollback_module, "swap_head", swap_first)
-        patch.setattr(rollback_module, "remove_generation", let_go)
-        yield
+        patch.setattr(rollback_module, "remove_generation", release)
+        try:
+            yield
+        finally:
+            os.sched_setscheduler(0, *usual)
 
 
 def swapped(chain: Loaded, monkeypatch: pytest.MonkeyPatch, count: int) -> Seen:
@@ -176,7 +166,7 @@ def swapped(chain: Loaded, monkeypatch: pytest.MonkeyPatch, count: int) -> Seen:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {loader})
     try:
-        with pins_go_at_once(monkeypatch), traffic(LEFT, RIGHT, cpu=sender) as frames:
+        with without_pause(monkeypatch), traffic(LEFT, RIGHT, cpu=sender) as frames:
             for _ in range(count):
                 recreate(chain.sources[2], chain.place)
                 rollback(chain.place)

@@ -17,11 +17,11 @@ from bpfchain.transform.request import Request
 from bpfchain.transform.transform import transform_object
 from bpfchain.verify.reference import chain_result
 from semantics.chains import KEY, STRATEGIES, Spec, corpus, load_chain
-from support.nets import FRAME, in_netns, make_pair, received, send, tool
 from semantics.places import TC, TCX_OUT
 from semantics.tally import TALLY
 from support.bpfcode import U32, U64, compile_bpf
 from support.kernel import Chain
+from support.nets import FRAME, in_netns, make_pair, received, send, tool
 
 MARK, CLONE_MARK = 77, 78
 PACKETS = 20

@@ -18,9 +18,9 @@ from bpfchain.loader.programs import Program
 from bpfchain.loader.uapi import AttachType
 from bpfchain.verify.reference import chain_result
 from semantics.chains import KEY, S32, STRATEGIES, Driven, Markers, Place, Spec, corpus, listed
-from support.nets import child_cgroup, in_netns, make_pair, received, send, tool
 from semantics.places import BIND4, RECVMSG4, SKB_OUT, TC, TCX_OUT
 from semantics.tally import TALLY
+from support.nets import child_cgroup, in_netns, make_pair, received, send, tool
 
 PACKETS = 20
 SHOT = 2

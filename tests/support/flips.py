@@ -58,15 +58,15 @@ def _seen(data: bytes) -> tuple[object, ...]:
         return data[base + offset : data.index(b"\0", base + offset)]
 
     found: list[object] = [data[:16], fields[:5], fields[6:]]
-    for _, kind, flags, addr, at, length, link, info, align, entsize in rows:
+    for _, kind, flagged, addr, at, length, link, info, align, entsize in rows:
         own = b"" if kind in (_NOBITS, 0, _STRTAB) else data[at : at + length]
         if kind == _SYMTAB:
             for entry in range(0, length, 24):
                 name, *rest = Struct(order + "IBBHQQ").unpack_from(data, at + entry)
                 found.append((text(link, name), *rest))
             own = b""
-        if kind == _REL:
-            flags &= ~_INFO_LINK  # "sh_info is a section": of relocations it always is
+        # "sh_info is a section": of relocations it always is
+        flags = flagged & ~_INFO_LINK if kind == _REL else flagged
         found.append((kind, flags, addr, length if kind != _STRTAB else 0, link, info, align))
         found.append((entsize, _types(own, order) if own[:2] in _BTF_MAGIC else own))
     found += [text(names_at, row[0]) for row in rows]

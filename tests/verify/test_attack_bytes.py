@@ -104,7 +104,7 @@ def test_a_changed_byte_passes_only_where_nobody_reads_it(subject: Subject) -> N
     assert said["NOT_EQUAL"] > SAMPLE // 2  # the places were not all in gaps
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_every_changed_byte(subject: Subject) -> None:
     said = attack(subject, count=None, seed=5)

@@ -33,7 +33,7 @@ class EmulatorMissingError(InconclusiveError):
 def native() -> Any:
     """The native module. Raises EmulatorMissingError where it is not built, or not for this host."""
     try:
-        from . import _ubpf  # noqa: PLC0415 - everything else here works without it
+        from . import _ubpf
     except ImportError as error:
         raise EmulatorMissingError(
             f"the emulator's native part cannot be loaded: {error}",

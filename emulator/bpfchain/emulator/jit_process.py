@@ -129,7 +129,7 @@ class JitProcess:
     @staticmethod
     def _receive(process: subprocess.Popen[bytes], deadline: float) -> Any:
         """One message. TimeoutError, EOFError."""
-        import pickle  # noqa: PLC0415
+        import pickle
 
         assert process.stdout is not None
         descriptor = process.stdout.fileno()

@@ -243,8 +243,8 @@ def read_target(data: bytes, what: str = "--btf") -> Types:
     """The types of a raw BTF file (``/sys/kernel/btf/vmlinux``) or of an ELF file's .BTF section."""
     if data[:4] != b"\x7fELF":
         return Types(data, what)
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - kept out of the usual start
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
 
     try:
         section = ELFFile(io.BytesIO(data)).get_section_by_name(".BTF")

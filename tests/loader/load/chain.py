@@ -27,9 +27,10 @@ from support.nets import make_pair
 LINKS = Path(__file__).with_name("links.c")
 SPIN = 40_000
 """Nanoseconds that link 0 takes for a frame."""
-SLOW_SPIN = 200_000
-"""The same where the grace period is to be seen: from the moment that nothing refers to a PROG_ARRAY
-any more, the kernel takes 140 us and more to empty it (a kworker, and code to patch)."""
+SLOW_SPIN = 400_000
+"""The same where the grace period is to be seen. A generation's PROG_ARRAY is empty about 300 us after
+the swap if nothing waits: the loader takes 140 to get to its pin, a kworker and code to patch the rest.
+"""
 LEFT, RIGHT = "left", "right"
 
 

@@ -19,15 +19,15 @@ def engine_named(name: str) -> Engine:
     """The engine of that name. Raises OptionError with the nearest name."""
     # imported where needed: each needs something that may not be there (root, the native part)
     if name == "ubpf":
-        from .ubpf import UbpfEngine  # noqa: PLC0415
+        from .ubpf import UbpfEngine
 
         return UbpfEngine()
     if name == "ubpf-jit":
-        from .jit import JitEngine  # noqa: PLC0415
+        from .jit import JitEngine
 
         return JitEngine()
     if name == "kernel":
-        from .kernel import KernelEngine  # noqa: PLC0415
+        from .kernel import KernelEngine
 
         return KernelEngine()
     close = nearest(name, ENGINES)

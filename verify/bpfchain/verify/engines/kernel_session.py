@@ -203,7 +203,7 @@ class KernelSession:
         if self._setup.btf is None:
             return ObjectFile.open(data, name)
         # libbpf takes a path only, and reads it when it loads
-        file = self._stack.enter_context(tempfile.NamedTemporaryFile(suffix=".btf"))
+        file = self._stack.enter_context(tempfile.NamedTemporaryFile(suffix=".btf"))  # noqa: SIM115
         file.write(self._setup.btf)
         file.flush()
         return ObjectFile.open(data, name, btf=file.name)

@@ -57,7 +57,7 @@ def check_link(
     findings = list(_history(before, after, earlier, told, intent, original))
     readers = ["pyelftools"]
     if lief:
-        from bpfchain.verify.static import read_lief  # noqa: PLC0415 - 0.4 s
+        from bpfchain.verify.static import read_lief
 
         for obj, data, file in ((before, original, "in"), (after, patched, "out")):
             try:

@@ -35,9 +35,9 @@ _HEADER: Final = (
 
 def read_object(data: bytes) -> Obj:
     """Read one ELF64 BPF object. Raises Unreadable with what is wrong."""
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415 - 30 ms, only where it is used
-    from elftools.construct import ConstructError  # noqa: PLC0415
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+    from elftools.common.exceptions import ELFError
+    from elftools.construct import ConstructError
+    from elftools.elf.elffile import ELFFile
 
     try:
         return _read(ELFFile(BytesIO(data)))
@@ -158,6 +158,6 @@ def _number(value: Any, kind: str) -> int:
     """Pyelftools names what it knows; the number behind the name."""
     if isinstance(value, int):
         return value
-    from elftools.elf import enums  # noqa: PLC0415
+    from elftools.elf import enums
 
     return int(getattr(enums, _ENUMS[kind])[value])

@@ -24,7 +24,7 @@ __all__ = ["disagreements", "read_object"]
 
 def read_object(data: bytes) -> Obj:
     """Read one ELF64 object. Raises Unreadable with what is wrong."""
-    import lief  # noqa: PLC0415 - see above
+    import lief
 
     lief.logging.disable()
     binary = lief.ELF.parse(data)
