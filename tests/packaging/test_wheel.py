@@ -124,7 +124,7 @@ def test_without_the_native_part_the_rest_works(tree: Path, tmp_path: Path) -> N
 
 
 LACKS = {
-    "cargo (Rust 1.74 or newer) is not there": None,
+    "cargo (Rust 1.85 or newer) is not there": None,
     "cargo is too old (cargo 1.63.0)": "1.63.0",
     "a C compiler (cc) is not there": "1.96.0",
 }
