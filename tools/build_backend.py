@@ -1,7 +1,7 @@
 """The package's build backend: setuptools, and what the native part of the emulator is built with.
 
 cmake and libclang are asked of PyPI where this machine has none; what cannot come from there (cargo,
-a C compiler) is named in one line. BPFCHAIN_NO_NATIVE=1 builds without the native part.
+a C and a C++ compiler) is named in one line. BPFCHAIN_NO_NATIVE=1 builds without the native part.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def _check_rust() -> None:
 
 def _check_compiler() -> None:
     if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")):
-        _fail("a C compiler (cc) is not there", "Debian: apt install gcc libc6-dev")
+        _fail("a C compiler (cc) is not there", "Debian: apt install g++")
+    if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")):
+        # uBPF has no C++, but its CMake project asks for both languages
+        _fail("a C++ compiler (c++) is not there", "Debian: apt install g++")
 
 
 def _fail(what: str, how: str) -> NoReturn:

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 level=${1:-demo}
 
 # cmake, libclang1, gcc: the emulator's native part is built from source (uBPF, bindgen)
-packages="python3 python3-venv libbpf1 gcc libc6-dev cmake make libclang1-14"
+packages="python3 python3-venv libbpf1 g++ libc6-dev cmake make libclang1-14"
 [ "$level" = demo ] || packages="$packages clang llvm bpftool iproute2 libbpf-dev libelf-dev zlib1g-dev \
  linux-libc-dev debian-archive-keyring xz-utils chromium fonts-dejavu-core lcov iperf3 strace xdp-tools"
 [ "$level" != bench ] || packages="$packages qemu-system-x86 cpio"

@@ -127,6 +127,7 @@ LACKS = {
     "cargo (Rust 1.85 or newer) is not there": None,
     "cargo is too old (cargo 1.63.0)": "1.63.0",
     "a C compiler (cc) is not there": "1.96.0",
+    "a C++ compiler (c++) is not there": "1.96.0",
 }
 
 
@@ -137,6 +138,8 @@ def test_what_a_build_lacks_is_one_line(tmp_path: Path, missing: str) -> None:
     if version is not None:
         (tmp_path / "cargo").write_text(f"#!/bin/sh\necho cargo {version}\n")
         (tmp_path / "cargo").chmod(0o755)
+    if "C++" in missing:
+        (tmp_path / "cc").touch(0o755)
     done = subprocess.run(
         [sys.executable, "-c",
          f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import build_backend\n"
@@ -153,7 +156,9 @@ def test_what_a_build_lacks_is_one_line(tmp_path: Path, missing: str) -> None:
 
 def test_what_is_asked_of_the_index(tmp_path: Path) -> None:
     """cmake is required where there is none."""
-    for name, text in (("cargo", "echo cargo 1.96.0"), ("cc", ""), ("cmake", "")):
+    for name, text in (
+        ("cargo", "echo cargo 1.96.0"), ("cc", ""), ("c++", ""), ("cmake", ""),
+    ):  # fmt: skip
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
 
