@@ -129,14 +129,17 @@ def _fail(what: str, how: str) -> NoReturn:
 def _prepare() -> None:
     """Point cargo's build at the libclang from PyPI, where it is the one that was asked for."""
     shutil.rmtree("build", ignore_errors=True)  # what was deleted here must not live on in a wheel
-    if not native() or has_libclang():
+    if not native():
         return
-    try:
-        import clang  # noqa: PLC0415 - there only in a build
-    except ImportError:
-        _fail("libclang is not there", "Debian: apt install libclang1-14; or pip install libclang")
-    os.environ["LIBCLANG_PATH"] = os.path.join(os.path.dirname(clang.__file__), "native")
-    # that libclang comes without the compiler's own headers (stddef.h): the C compiler's do
+    if not has_libclang():
+        try:
+            import clang  # noqa: PLC0415 - there only in a build
+        except ImportError:
+            _fail("libclang is not there",
+                  "Debian: apt install libclang1-14; or pip install libclang")  # fmt: skip
+        os.environ["LIBCLANG_PATH"] = os.path.join(os.path.dirname(clang.__file__), "native")
+    # libclang alone, from PyPI or Debian, lacks clang's own headers (stddef.h): the C compiler's
+    # do, and come last, so that clang's are taken where they are there
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
     found = subprocess.run(
         [compiler, "-print-file-name=include"], capture_output=True, text=True, check=False
