@@ -126,6 +126,7 @@ def check(rounds: int, long: bool) -> None:
     assert ran > 50
 
 
+@pytest.mark.long
 def test_real_objects() -> None:
     check(SEEDS, long=False)
 

@@ -78,6 +78,7 @@ def test_corpus(one: CorpusObject) -> None:
     assert count > 0
 
 
+@pytest.mark.long
 @pytest.mark.real
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("kernel")

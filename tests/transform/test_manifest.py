@@ -261,7 +261,7 @@ def test_true_is_no_integer_and_null_only_where_it_says_something() -> None:
         if isinstance(value, int) and not isinstance(value, bool):
             refusal(changed(path, True))
         if path[-1] not in ("key_size", "value_size", "max_entries", "type", "flags", "before",
-                            "after", "keep", "arm64", "slots") or path[0] == "slots":  # fmt: skip
+                            "after", "keep", "arm64", "slots", "file") or path[0] == "slots":  # fmt: skip
             refusal(changed(path, None))
 
 

@@ -81,6 +81,7 @@ def accounted(static: StaticResult) -> list[str]:
     return [f"{finding.rule}: {finding.message}" for finding in static.findings]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["el", "eb"])
 def test_what_is_sound_is_equal(order: str) -> None:
     """Every program of the corpus, by every choice of options: no finding at all."""
@@ -104,6 +105,7 @@ def test_what_is_sound_is_equal(order: str) -> None:
     assert checked["none"] > 30
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_real_objects_are_equal() -> None:
     from support.real import real_objects

@@ -142,6 +142,7 @@ def test_every_object_is_proved(name: str, order: str) -> None:
     assert count >= (entry["expect"] == "link"), "nothing was patched"
 
 
+@pytest.mark.long
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_every_real_object_is_proved() -> None:
