@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,11 @@ import pytest
 from hypothesis import settings
 
 from support.kernel import BPFFS, REQUIRE, enter_private_mounts, why_unusable
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by nohup, or in the background
+    with contextlib.suppress(ValueError):  # not the main thread
+        # commands that the tests interrupt must not inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a machine under load is slow: time is measured in bench/, never asserted
 settings.register_profile("bpfchain", deadline=None)
